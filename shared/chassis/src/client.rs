@@ -1,0 +1,182 @@
+//! HTTP clients for other services: kept connections, a deadline on every call, errors that say who was at fault.
+
+use std::{sync::Mutex, time::Duration};
+
+use std::sync::{Arc, PoisonError};
+
+use ::auth::DevIssuer;
+use contracts::{
+    Clock, Timestamp,
+    api::{Problem, Role},
+    commands::{Commands, Outcomes},
+};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::ApiError;
+
+/// How long a peer may take to answer: far above any batch, well below a lease.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long connecting may take: peers are near.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Idle connections kept per peer: the most calls that are under way at once in a busy system.
+const IDLE_CONNECTIONS: usize = 64;
+
+/// How long a service's own token lives.
+const SERVICE_TOKEN: chrono::Duration = chrono::Duration::hours(1);
+
+/// Why a peer did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// Not reached, not in time, or it failed: the outcome is unknown, ask again.
+    #[error("{peer} did not answer")]
+    Unavailable {
+        /// Which service.
+        peer: &'static str,
+        /// Why.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It answered that the request is at fault.
+    #[error("{peer} refused: {}", .problem.title)]
+    Refused {
+        /// Which service.
+        peer: &'static str,
+        /// What it said.
+        problem: Box<Problem>,
+    },
+}
+
+impl PeerError {
+    /// The problem's status, where the peer answered one.
+    pub fn refused_with(&self) -> Option<u16> {
+        match self {
+            Self::Unavailable { .. } => None,
+            Self::Refused { problem, .. } => Some(problem.status),
+        }
+    }
+}
+
+impl From<PeerError> for ApiError {
+    /// For a gateway: a refusal is passed on as it is, silence is 503.
+    fn from(error: PeerError) -> Self {
+        match error {
+            PeerError::Refused { problem, .. } => Self(*problem),
+            PeerError::Unavailable { .. } => Self::unavailable(&error),
+        }
+    }
+}
+
+/// A client for one other service.
+#[derive(Clone)]
+pub struct Peer {
+    name: &'static str,
+    base: String,
+    http: reqwest::Client,
+    token: Arc<OwnToken>,
+}
+
+struct OwnToken {
+    service: &'static str,
+    issuer: DevIssuer,
+    clock: Arc<dyn Clock>,
+    current: Mutex<(String, Timestamp)>,
+}
+
+impl OwnToken {
+    fn get(&self) -> String {
+        let now = self.clock.now();
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.1 - now < SERVICE_TOKEN / 2 {
+            match self.issuer.issue(self.service, Role::Service, now, SERVICE_TOKEN) {
+                Ok(fresh) => *current = fresh,
+                Err(error) => tracing::error!(%error, "no token for this service"),
+            }
+        }
+        current.0.clone()
+    }
+}
+
+/// An HTTP client with the deadlines that every client here has.
+pub fn http_client() -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_DEADLINE)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .tcp_nodelay(true)
+        .no_proxy()
+        .build()
+}
+
+impl Peer {
+    pub(crate) fn new(
+        name: &'static str,
+        url: &str,
+        service: &'static str,
+        issuer: DevIssuer,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
+        let token = OwnToken { service, issuer, clock, current: Mutex::new((String::new(), Timestamp::UNIX_EPOCH)) };
+        Ok(Self { name, base: url.trim_end_matches('/').to_owned(), http: http_client()?, token: Arc::new(token) })
+    }
+
+    /// The peer's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// A request in the name of this service. `path` begins with a slash. No deadline is set yet.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_as(&self.token.get(), method, path)
+    }
+
+    /// A request in the name of a caller.
+    pub fn request_as(&self, token: &str, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(token)
+    }
+
+    /// Sends; anything but a success is an error. The deadline covers the answer's head.
+    pub async fn send(&self, request: RequestBuilder) -> Result<Response, PeerError> {
+        let response = request.send().await.map_err(|error| self.unavailable(error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let problem = response.json::<Problem>().await.ok();
+        let busy = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+        match problem {
+            Some(problem) if !busy => Err(PeerError::Refused { peer: self.name, problem: Box::new(problem) }),
+            _ => Err(self.unavailable(format!("status {status}"))),
+        }
+    }
+
+    /// Sends with [`CALL_DEADLINE`] and reads the JSON answer.
+    pub async fn fetch<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, PeerError> {
+        let response = self.send(request.timeout(CALL_DEADLINE)).await?;
+        response.json().await.map_err(|error| self.unavailable(error))
+    }
+
+    /// POSTs JSON in the name of this service and reads the JSON answer.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, PeerError> {
+        self.fetch(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// Says commands of one kind, at most [`contracts::commands::MAX_COMMANDS`]: one outcome for each, in order.
+    pub async fn command<C: Serialize, O: DeserializeOwned>(
+        &self,
+        path: &str,
+        commands: Vec<C>,
+    ) -> Result<Vec<O>, PeerError> {
+        let asked = commands.len();
+        let answer: Outcomes<O> = self.post(path, &Commands { commands }).await?;
+        if answer.outcomes.len() != asked {
+            return Err(self.unavailable(format!("{} outcomes for {asked} commands", answer.outcomes.len())));
+        }
+        Ok(answer.outcomes)
+    }
+
+    fn unavailable(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PeerError {
+        PeerError::Unavailable { peer: self.name, cause: cause.into() }
+    }
+}

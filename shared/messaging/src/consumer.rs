@@ -1,0 +1,184 @@
+//! Runs a handler over the records of a consumer group: effects first, then the offset.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use contracts::{
+    Clock,
+    events::{DecodeError, Topic},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::{
+    Delivered, EventLog, LogError, Offset, Subscription, abort_point, dead_letters::dead_letter, outbox::chain,
+};
+
+/// Records handled at once: enough for set-based statements, few enough to repeat without regret.
+const MAX_BATCH: usize = 512;
+
+/// Tries of an event that is itself at fault before it goes to the dead letters: the handler may have a passing fault.
+const POISON_TRIES: u32 = 3;
+
+/// The pause after a failure doubles from here ...
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// ... to here: a store that comes back is noticed within seconds.
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
+
+/// Why an event had no effect.
+#[derive(Debug, thiserror::Error)]
+pub enum HandleError {
+    /// Something the handler needs is away. The partition waits, and the event is tried again without end.
+    #[error("not now")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The event itself is at fault. After some tries it goes to the dead letters.
+    #[error("the event is at fault")]
+    Poison(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl HandleError {
+    /// Not the event's fault.
+    pub fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unavailable(cause.into())
+    }
+
+    /// The event's fault.
+    pub fn poison(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Poison(cause.into())
+    }
+}
+
+impl From<DecodeError> for HandleError {
+    fn from(error: DecodeError) -> Self {
+        Self::Poison(error.into())
+    }
+}
+
+/// What a service does about events. The effect of an event must be the same whatever the order and however often.
+#[async_trait]
+pub trait Handler: Send + 'static {
+    /// Handles a batch: one result for each record, in order. An effect is durable before its `Ok`.
+    async fn handle(&mut self, batch: &[Delivered]) -> Vec<Result<(), HandleError>>;
+}
+
+/// A consumer group's member.
+pub struct Consumer {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The group: the service's name.
+    pub group: &'static str,
+    /// What it listens to.
+    pub topics: &'static [Topic],
+}
+
+impl Consumer {
+    /// Handles records until `shutdown`; what was handled by then is committed.
+    pub async fn run(self, mut handler: impl Handler, shutdown: CancellationToken) {
+        let names: Vec<_> = self.topics.iter().map(|topic| topic.name()).collect();
+        let mut pause = FIRST_RETRY;
+        while !shutdown.is_cancelled() {
+            let result = match self.log.subscribe(self.group, &names).await {
+                Ok(mut subscription) => self.consume(&mut *subscription, &mut handler, &shutdown, &mut pause).await,
+                Err(error) => Err(error),
+            };
+            let Err(error) = result else { return };
+            warn!(group = self.group, error = %chain(&error), "the consumer joins again");
+            self.wait(&mut pause, &shutdown).await;
+        }
+    }
+
+    async fn consume(
+        &self,
+        subscription: &mut dyn Subscription,
+        handler: &mut impl Handler,
+        shutdown: &CancellationToken,
+        pause: &mut Duration,
+    ) -> Result<(), LogError> {
+        loop {
+            let batch = tokio::select! {
+                batch = subscription.next(MAX_BATCH) => batch?,
+                () = shutdown.cancelled() => return Ok(()),
+            };
+            *pause = FIRST_RETRY;
+            if !self.settle(&batch, handler, shutdown).await? {
+                return Ok(());
+            }
+            abort_point("consumer.handled");
+            match subscription.commit(&next_offsets(&batch)).await {
+                Ok(()) | Err(LogError::Rebalanced) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Handles a batch until every record has had its effect or is a dead letter; false when shut down before.
+    async fn settle(
+        &self,
+        batch: &[Delivered],
+        handler: &mut impl Handler,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, LogError> {
+        let mut pending: Vec<(Delivered, u32)> = batch.iter().map(|record| (record.clone(), 0)).collect();
+        let mut pause = FIRST_RETRY;
+        loop {
+            let records: Vec<_> = pending.iter().map(|(record, _)| record.clone()).collect();
+            let results = handler.handle(&records).await;
+            debug_assert_eq!(results.len(), records.len(), "one result for each record");
+            let mut left = Vec::new();
+            let mut dead = Vec::new();
+            for ((record, tries), result) in pending.into_iter().zip(results) {
+                match result {
+                    Ok(()) => {}
+                    Err(HandleError::Poison(cause)) if tries + 1 >= POISON_TRIES => {
+                        error!(group = self.group, topic = %record.topic, offset = record.offset,
+                            error = %chain(&*cause), "an event goes to the dead letters");
+                        dead.push(dead_letter(self.group, &record, chain(&*cause), &*self.clock));
+                    }
+                    Err(HandleError::Poison(_)) => left.push((record, tries + 1)),
+                    Err(HandleError::Unavailable(cause)) => {
+                        warn!(group = self.group, error = %chain(&*cause), "an event is tried again");
+                        left.push((record, tries));
+                    }
+                }
+            }
+            if !dead.is_empty() {
+                self.log.publish(&dead).await?;
+            }
+            if left.is_empty() {
+                return Ok(true);
+            }
+            pending = left;
+            self.wait(&mut pause, shutdown).await;
+            if shutdown.is_cancelled() {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn wait(&self, pause: &mut Duration, shutdown: &CancellationToken) {
+        tokio::select! {
+            () = self.clock.sleep(*pause) => {}
+            () = shutdown.cancelled() => {}
+        }
+        *pause = (*pause * 2).min(LONGEST_RETRY);
+    }
+}
+
+/// The offsets after a batch, one for each of its partitions.
+pub fn next_offsets(batch: &[Delivered]) -> Vec<Offset> {
+    let mut offsets: Vec<Offset> = Vec::new();
+    for record in batch {
+        let known = offsets.iter_mut().find(|o| o.partition == record.partition && *o.topic == *record.topic);
+        match known {
+            Some(offset) => offset.offset = offset.offset.max(record.offset + 1),
+            None => offsets.push(Offset {
+                topic: record.topic.to_string(),
+                partition: record.partition,
+                offset: record.offset + 1,
+            }),
+        }
+    }
+    offsets
+}

@@ -1,0 +1,112 @@
+//! SQLite as every embedded store uses it: WAL, fsync at every commit, one writer, some readers.
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+/// Readers of one file: two cores' worth, and a spare for a long scan.
+const READERS: u32 = 3;
+
+/// How long a statement waits for another process's lock. Within one process the writer pool queues instead.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a caller waits for a connection before it hears that the store is unavailable.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pages of the cache per connection, in KiB (a negative cache_size means KiB).
+const CACHE_KIB: &str = "-8000";
+
+/// One SQLite file.
+#[derive(Debug, Clone)]
+pub struct Sqlite {
+    /// The single connection that writes: batches queue here instead of meeting SQLITE_BUSY.
+    pub writer: SqlitePool,
+    /// Connections that only read, beside the writer.
+    pub reader: SqlitePool,
+}
+
+/// Opens (and makes) the file, and brings its schema up to date: `migrations[n]` leads from version n to n + 1.
+pub async fn open(path: &str, migrations: &[&'static str]) -> Result<Sqlite, sqlx::Error> {
+    let options = SqliteConnectOptions::from_str(&format!("sqlite://{path}"))?
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .pragma("cache_size", CACHE_KIB)
+        .pragma("temp_store", "memory")
+        // Keeps the log file from staying as large as its largest burst.
+        .pragma("journal_size_limit", "67108864");
+    let writer = SqlitePoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options.clone())
+        .await?;
+    migrate(&writer, migrations).await?;
+    let reader = SqlitePoolOptions::new()
+        .max_connections(READERS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options.read_only(true))
+        .await?;
+    Ok(Sqlite { writer, reader })
+}
+
+/// Opens an existing file to read only, for the audit.
+pub async fn open_read_only(path: &str) -> Result<SqlitePool, sqlx::Error> {
+    let options = SqliteConnectOptions::from_str(&format!("sqlite://{path}"))?.busy_timeout(BUSY_TIMEOUT);
+    SqlitePoolOptions::new().max_connections(1).connect_with(options).await
+}
+
+async fn migrate(writer: &SqlitePool, migrations: &[&'static str]) -> Result<(), sqlx::Error> {
+    let (version,): (i64,) = sqlx::query_as("PRAGMA user_version").fetch_one(writer).await?;
+    let known = i64::try_from(migrations.len()).unwrap_or(i64::MAX);
+    if version > known {
+        let text = format!("the file is of schema version {version}, this program knows {known}");
+        return Err(sqlx::Error::Configuration(text.into()));
+    }
+    for (number, script) in (1i64..).zip(migrations).skip(usize::try_from(version).unwrap_or(0)) {
+        let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::raw_sql(*script).execute(&mut *transaction).await?;
+        let set_version = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {number}"));
+        sqlx::raw_sql(set_version).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_pooled_connection_syncs_at_every_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.db");
+        let store = open(path.to_str().unwrap(), &["create table t (x)"]).await.unwrap();
+        for pool in [&store.writer, &store.reader] {
+            let mut connections = Vec::new();
+            for _ in 0..pool.options().get_max_connections() {
+                connections.push(pool.acquire().await.unwrap());
+            }
+            for connection in &mut connections {
+                let (synchronous,): (i64,) =
+                    sqlx::query_as("PRAGMA synchronous").fetch_one(&mut **connection).await.unwrap();
+                let (journal,): (String,) =
+                    sqlx::query_as("PRAGMA journal_mode").fetch_one(&mut **connection).await.unwrap();
+                assert_eq!((synchronous, journal.as_str()), (2, "wal"));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn migrations_run_once_and_a_newer_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.db").to_str().unwrap().to_owned();
+        open(&path, &["create table a (x)"]).await.unwrap();
+        open(&path, &["create table a (x)", "create table b (x)"]).await.unwrap();
+        let error = open(&path, &["create table a (x)"]).await.unwrap_err();
+        assert!(error.to_string().contains("version"), "{error}");
+    }
+}
