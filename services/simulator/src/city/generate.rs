@@ -38,8 +38,10 @@ struct Map {
 pub fn generate(seed: u64) -> String {
     let terrain = Terrain::new(seed);
     let plan = districts::lay_out(seed, &terrain);
-    let (parks, lake) = streets::plant(seed, &terrain);
-    let streets = streets::pave(seed, &terrain, &plan, &parks);
+    let mut roads = streets::main_roads(&terrain, &plan);
+    let (parks, lake) = streets::plant(seed, &terrain, &roads);
+    let mut streets = streets::pave(seed, &terrain, &plan, &parks);
+    streets.append(&mut roads);
     let mut map = Map { terrain, plan, parks, lake, streets, pads: Vec::new(), bases: Vec::new() };
     map.pads = place_pads(seed, &map);
     map.bases = place_bases(seed, &map);

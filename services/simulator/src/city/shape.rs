@@ -108,7 +108,7 @@ pub(super) fn simplify(line: &[Point], tolerance: f64) -> Vec<Point> {
     let (Some(&first), Some(&last)) = (line.first(), line.last()) else { return Vec::new() };
     let mut furthest = (0, 0.0);
     for (index, &point) in line.iter().enumerate() {
-        let distance = distance_to_segment(point, first, last);
+        let distance = nearest_on_segment(point, first, last).distance(point);
         if distance > furthest.1 {
             furthest = (index, distance);
         }
@@ -122,22 +122,30 @@ pub(super) fn simplify(line: &[Point], tolerance: f64) -> Vec<Point> {
     simple
 }
 
-fn distance_to_segment(point: Point, a: Point, b: Point) -> f64 {
+fn nearest_on_segment(point: Point, a: Point, b: Point) -> Point {
     let length_squared = (b.x - a.x).powi(2) + (b.y - a.y).powi(2);
     if length_squared <= f64::EPSILON {
-        return point.distance(a);
+        return a;
     }
     let along = ((point.x - a.x) * (b.x - a.x) + (point.y - a.y) * (b.y - a.y)) / length_squared;
-    point.distance(a.lerp(b, along.clamp(0.0, 1.0)))
+    a.lerp(b, along.clamp(0.0, 1.0))
+}
+
+/// The place of the line that is nearest to `point`; `point` itself for a line of less than two points.
+pub(super) fn nearest_on_line(point: Point, line: &[Point]) -> Point {
+    let mut nearest: Option<Point> = None;
+    for pair in line.windows(2) {
+        let place = nearest_on_segment(point, pair[0], pair[1]);
+        if nearest.is_none_or(|known| place.distance(point) < known.distance(point)) {
+            nearest = Some(place);
+        }
+    }
+    nearest.unwrap_or(point)
 }
 
 /// Metres from `point` to the nearest place of the line.
 pub(super) fn distance_to_line(point: Point, line: &[Point]) -> f64 {
-    let mut nearest = f64::INFINITY;
-    for pair in line.windows(2) {
-        nearest = nearest.min(distance_to_segment(point, pair[0], pair[1]));
-    }
-    nearest
+    nearest_on_line(point, line).distance(point)
 }
 
 /// The line's length in metres.

@@ -4,8 +4,8 @@ use std::f64::consts::TAU;
 
 use super::{
     districts::Plan,
-    shape::{Point, centroid, contains, distance_to_line, length, offset, pieces_inside, simplify},
-    terrain::{HEIGHT_M, LAND_WIDTH_M, NORTH_M, RIVER_V, SOUTH_M, Terrain, blob, rounded},
+    shape::{Point, centroid, contains, distance_to_line, length, nearest_on_line, offset, pieces_inside, simplify},
+    terrain::{HEIGHT_M, LAND_WIDTH_M, NORTH_M, RIVER_V, SOUTH_M, Terrain, blob, river_half_width_m, rounded},
 };
 use crate::random::Random;
 
@@ -18,7 +18,7 @@ const SHORTEST_STREET_M: f64 = 75.0;
 
 /// What parks are called, the largest first.
 const PARKS: [(&str, f64); 9] = [
-    ("Parc de la Colline", 400.0),
+    ("Parc de la Colline", 340.0),
     ("Jardin des Sources", 250.0),
     ("Bois du Phare", 230.0),
     ("Parc Longchamp", 185.0),
@@ -69,10 +69,10 @@ pub(super) struct Street {
     pub(super) line: Vec<Point>,
 }
 
-/// Parks where there is room: on land, clear of each other. The first one holds a lake.
-pub(super) fn plant(seed: u64, terrain: &Terrain) -> (Vec<Park>, Vec<Point>) {
+/// Parks where there is room: on land, clear of main roads and of each other. The first one holds a lake.
+pub(super) fn plant(seed: u64, terrain: &Terrain, roads: &[Street]) -> (Vec<Park>, Vec<Point>) {
     /// Enough for the largest park; a smaller one finds its place sooner.
-    const TRIES: usize = 200;
+    const TRIES: usize = 500;
     let mut random = Random::of(seed, "parks", 0);
     let mut parks: Vec<Park> = Vec::new();
     let mut lake = Vec::new();
@@ -81,10 +81,11 @@ pub(super) fn plant(seed: u64, terrain: &Terrain) -> (Vec<Park>, Vec<Point>) {
             let centre = terrain.place(random.between(0.05, 0.95), random.between(0.06, 0.94));
             let ring = blob(&mut random, centre, radius, 0.24);
             let dry = ring.iter().all(|&p| terrain.is_land(p) && p.y.abs() < NORTH_M - 30.0);
-            let clear = parks.iter().all(|park| centroid(&park.ring).distance(centre) > radius + 620.0);
-            if dry && clear {
+            let quiet = roads.iter().all(|road| distance_to_line(centre, &road.line) > radius * 1.12);
+            let clear = parks.iter().all(|park| centroid(&park.ring).distance(centre) > radius + 560.0);
+            if dry && quiet && clear {
                 if parks.is_empty() {
-                    lake = blob(&mut random, centre.shifted(radius * 0.2, -radius * 0.1), radius * 0.3, 0.3);
+                    lake = blob(&mut random, centre.shifted(radius * 0.2, -radius * 0.1), radius * 0.3, 0.16);
                 }
                 parks.push(Park { name, ring });
                 break;
@@ -94,11 +95,10 @@ pub(super) fn plant(seed: u64, terrain: &Terrain) -> (Vec<Park>, Vec<Point>) {
     (parks, lake)
 }
 
-/// The whole street map; main roads come last, so that they are drawn on top.
+/// The small streets and paths; in the file they come before the main roads, which are drawn on top.
 pub(super) fn pave(seed: u64, terrain: &Terrain, plan: &Plan, parks: &[Park]) -> Vec<Street> {
     let mut streets = grids(seed, terrain, plan, parks);
     streets.extend(paths(seed, parks));
-    streets.extend(main_roads(terrain, plan));
     streets
 }
 
@@ -206,35 +206,74 @@ fn paths(seed: u64, parks: &[Park]) -> Vec<Street> {
     streets
 }
 
-fn main_roads(terrain: &Terrain, plan: &Plan) -> Vec<Street> {
+/// The roads that the city is built around.
+pub(super) fn main_roads(terrain: &Terrain, plan: &Plan) -> Vec<Street> {
     let dry = |p: Point| terrain.is_land(p);
     let mut streets = Vec::new();
-    for border in &plan.borders {
-        for piece in pieces_inside(border, dry) {
-            add_street(Class::Main, None, &piece, &mut streets);
-        }
-    }
     let corniche = terrain.along_v(0.022, 0.0, 1.0);
     for piece in pieces_inside(&corniche, |p| dry(p) && distance_to_line(p, &terrain.harbour) > 25.0) {
         add_street(Class::Main, Some("Corniche"), &piece, &mut streets);
     }
-    for (name, side) in [("Quai Nord", 68.0), ("Quai Sud", -68.0)] {
-        let quay = offset(&terrain.course[8..], |_| side);
+    for (name, side) in [("Quai Nord", 1.0), ("Quai Sud", -1.0)] {
+        let quay = offset(&terrain.course, |share| side * (river_half_width_m(share) + 30.0));
         for piece in pieces_inside(&quay, |p| dry(p) && p.x < 2_999.0) {
             add_street(Class::Main, Some(name), &piece, &mut streets);
         }
     }
     for &u in &plan.bridges {
         if u > 0.06 {
-            let reach = 130.0 / HEIGHT_M;
+            let reach = 72.0 / HEIGHT_M;
             add_street(Class::Main, None, &terrain.along_v(u, RIVER_V - reach, RIVER_V + reach), &mut streets);
         }
     }
     avenues(terrain, &mut streets);
-    for piece in pieces_inside(&ring_road(terrain), |p| dry(p) || distance_to_line(p, &terrain.course) < 60.0) {
+    let ring = ring_road(terrain);
+    for piece in pieces_inside(&ring, |p| dry(p) || distance_to_line(p, &terrain.course) < 60.0) {
         add_street(Class::Ring, Some("Ring"), &piece, &mut streets);
     }
-    streets
+    let mut borders = Vec::new();
+    for border in &plan.borders {
+        let doubled = doubled_stretches(border, &streets);
+        let own = |p: Point| dry(p) && !doubled.iter().any(|stretch| distance_to_line(p, stretch) < 1.0);
+        for mut piece in pieces_inside(border, own) {
+            if !doubled.is_empty() {
+                tie_ends(&mut piece, &streets);
+            }
+            add_street(Class::Main, None, &piece, &mut borders);
+        }
+    }
+    // The ring lies on top of everything.
+    borders.append(&mut streets);
+    borders
+}
+
+/// Where a road would run right beside another for long.
+fn doubled_stretches(road: &[Point], others: &[Street]) -> Vec<Vec<Point>> {
+    /// Nearer than this, in metres, two roads look like one drawn twice.
+    const BESIDE_M: f64 = 95.0;
+    /// A shorter stretch, in metres, is a crossing.
+    const LONG_M: f64 = 330.0;
+    let mut stretches = pieces_inside(road, |p| others.iter().any(|o| distance_to_line(p, &o.line) < BESIDE_M));
+    stretches.retain(|stretch| length(stretch) > LONG_M);
+    stretches
+}
+
+/// Leads the ends of a cut road into the road that it ran beside.
+fn tie_ends(piece: &mut Vec<Point>, others: &[Street]) {
+    /// A little more than where a doubled stretch begins.
+    const REACH_M: f64 = 125.0;
+    for _ in 0..2 {
+        piece.reverse();
+        let Some(&end) = piece.last() else { return };
+        let mut nearest = (REACH_M, end);
+        for other in others {
+            let place = nearest_on_line(end, &other.line);
+            if place.distance(end) < nearest.0 {
+                nearest = (place.distance(end), place);
+            }
+        }
+        piece.push(nearest.1);
+    }
 }
 
 /// Where the ring runs, as a share of the way around.

@@ -111,9 +111,7 @@ impl Terrain {
         let mut course = self.along_u(RIVER_V, 0.0, 1.0);
         let mouth = course[0];
         course.insert(0, mouth.shifted(-260.0, 0.0));
-        self.banks = ribbon(&course, |share| {
-            RIVER_HALF_WIDTH_M + ESTUARY_HALF_WIDTH_M * (-(share - 0.03).max(0.0) * 22.0).exp()
-        });
+        self.banks = ribbon(&course, river_half_width_m);
         self.course = course;
         self.dig_harbour(random);
         // Off the coast where the sea is wide, between the harbour and a corner of the map.
@@ -191,6 +189,11 @@ impl Terrain {
         let wet = contains(&self.sea, point) || contains(&self.banks, point) || contains(&self.harbour, point);
         !wet && point.x < EAST_M && point.y > SOUTH_M && point.y < NORTH_M
     }
+}
+
+/// Half the river's width at that share of its course from the sea.
+pub(super) fn river_half_width_m(share: f64) -> f64 {
+    RIVER_HALF_WIDTH_M + ESTUARY_HALF_WIDTH_M * (-(share - 0.03).max(0.0) * 22.0).exp()
 }
 
 /// 0 at the ends of 0 to 1, and soon 1.
