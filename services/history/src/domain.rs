@@ -3,7 +3,9 @@
 use chrono::NaiveDate;
 use contracts::{
     DeliveryId, Timestamp,
-    events::{CloudEvent, DecodeError, DeliveryEvent, DeliveryEventKind, DeliveryRecord, PositionEvent, PositionSample},
+    events::{
+        CloudEvent, DecodeError, DeliveryEvent, DeliveryEventKind, DeliveryRecord, PositionEvent, PositionSample,
+    },
 };
 use uuid::Uuid;
 
@@ -53,16 +55,20 @@ pub(crate) struct DeliveryRow {
 impl DeliveryRow {
     /// The row of a terminal event; `None` for an event that the lake does not keep.
     pub(crate) fn from_event(event: &CloudEvent) -> Result<Option<Self>, RowFault> {
-        let Some(DeliveryEvent { kind, data: record, .. }) = DeliveryEvent::decode(event)? else { return Ok(None) };
-        let name = match kind {
-            DeliveryEventKind::DeliveryCompleted => "DeliveryCompleted",
-            DeliveryEventKind::DeliveryCancelled => "DeliveryCancelled",
-            DeliveryEventKind::DeliveryRejected => "DeliveryRejected",
-            DeliveryEventKind::DeliveryFailed => "DeliveryFailed",
-            DeliveryEventKind::DeliveryRequested
-            | DeliveryEventKind::DeliveryScheduled
-            | DeliveryEventKind::DeliveryRescheduled => return Ok(None),
+        // Most events are not terminal: they are told by their name, without reading the record.
+        let name = match DeliveryEventKind::parse(&event.kind) {
+            Some(DeliveryEventKind::DeliveryCompleted) => "DeliveryCompleted",
+            Some(DeliveryEventKind::DeliveryCancelled) => "DeliveryCancelled",
+            Some(DeliveryEventKind::DeliveryRejected) => "DeliveryRejected",
+            Some(DeliveryEventKind::DeliveryFailed) => "DeliveryFailed",
+            Some(
+                DeliveryEventKind::DeliveryRequested
+                | DeliveryEventKind::DeliveryScheduled
+                | DeliveryEventKind::DeliveryRescheduled,
+            )
+            | None => return Ok(None),
         };
+        let Some(DeliveryEvent { data: record, .. }) = DeliveryEvent::decode(event)? else { return Ok(None) };
         let Some(finished_at) = record.finished_at.filter(|_| record.stage.is_terminal()) else {
             return Err(RowFault::NotFinished(name));
         };

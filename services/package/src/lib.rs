@@ -1,1 +1,105 @@
-//! package.
+//! Package ingestion at high write rates: every package that a delivery carries, from registration to its end.
+//!
+//! Commands: register and its undo, withdraw. Events in: `delivery.events`. Events out: `package.events`.
+//!
+//! Invariants:
+//! - a package that has ended never comes back: a late register meets the ended row and is refused;
+//! - state and event are written together, and each change of state is told exactly once by one event;
+//! - a row is forgotten only after its end, after every copy of a late command, and after its events have left.
+
+mod domain;
+mod events;
+mod http;
+mod store;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use chassis::Node;
+use clap::Args;
+use contracts::{Clock, events::Topic};
+use messaging::{
+    Consumer,
+    outbox::{Relay, chain},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use store::{AuditPackage, audit_scan};
+
+use crate::{events::DeliveryEnds, store::Store};
+
+/// How long an ended package is kept, to refuse late commands: a day more than `delivery` keeps what is finished.
+const KEEP_ENDED: chrono::Duration = chrono::Duration::days(8);
+
+/// How often ended packages are swept: rows of a minute are a small batch even at thousands a second.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// Rows deleted in one transaction: some milliseconds, so that ingestion hardly waits.
+const SWEEP_BATCH: u32 = 1_000;
+
+/// What the service is configured by.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// The store: sqlite:PATH.
+    #[arg(long = "package-store", env = "PACKAGE_STORE")]
+    pub store: String,
+}
+
+/// Runs the service until the node's shutdown.
+pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
+    let opened = store::open(&config.store, node.clock.clone()).await.context("PACKAGE_STORE cannot be opened")?;
+    let (ingest, worker) = store::ingest(opened.store.clone());
+    let router = http::router(&node, opened.store.clone(), ingest);
+    let relay = Relay {
+        source: opened.outbox,
+        log: node.log.clone(),
+        signal: opened.signal,
+        clock: node.clock.clone(),
+        owner: node.instance,
+    };
+    let consumer = Consumer {
+        log: node.log,
+        clock: node.clock.clone(),
+        group: "package",
+        topics: &[Topic::Delivery],
+    };
+    let ends = DeliveryEnds { store: opened.store.clone() };
+    let shutdown = node.shutdown;
+    let (relaying, consuming, sweeping) = (shutdown.clone(), shutdown.clone(), shutdown.clone());
+    let mut tasks = chassis::supervise::Tasks::new();
+    tasks.spawn(async move {
+        worker.await;
+        Ok(())
+    });
+    tasks.spawn(async move {
+        relay.run(relaying).await;
+        Ok(())
+    });
+    tasks.spawn(async move {
+        consumer.run(ends, consuming).await;
+        Ok(())
+    });
+    tasks.spawn(sweep(opened.store, node.clock, sweeping));
+    tasks.spawn(chassis::serve(node.listener, router, shutdown.clone()));
+    chassis::supervise("package", tasks, shutdown).await
+}
+
+/// The janitor: forgets packages that ended long ago.
+async fn sweep(store: Arc<dyn Store>, clock: Arc<dyn Clock>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = clock.sleep(SWEEP_EVERY) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        while !shutdown.is_cancelled() {
+            match store.sweep(clock.now() - KEEP_ENDED, SWEEP_BATCH).await {
+                Ok(swept) if swept == u64::from(SWEEP_BATCH) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "ended packages could not be swept");
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -3,12 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    Router,
-    extract::DefaultBodyLimit,
-    http::StatusCode,
-    response::IntoResponse,
-    routing::get,
-    serve::ListenerExt,
+    Router, extract::DefaultBodyLimit, http::StatusCode, response::IntoResponse, routing::get, serve::ListenerExt,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +39,10 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     Ok(())
 }
 
-#[expect(clippy::disallowed_methods, reason = "the bound of a shutdown is real time, whatever the service's clock says")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the bound of a shutdown is real time, whatever the service's clock says"
+)]
 async fn cut_off(shutdown: CancellationToken) {
     shutdown.cancelled().await;
     tokio::time::sleep(DRAIN).await;

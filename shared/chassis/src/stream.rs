@@ -14,10 +14,7 @@ use tokio_util::sync::CancellationToken;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Answers a stream of messages as server-sent events, until it ends or `shutdown`.
-pub fn sse<T: Serialize>(
-    messages: impl Stream<Item = T> + Send + 'static,
-    shutdown: CancellationToken,
-) -> Response {
+pub fn sse<T: Serialize>(messages: impl Stream<Item = T> + Send + 'static, shutdown: CancellationToken) -> Response {
     let events = messages.map(|message| -> Result<Event, Infallible> {
         // Messages are plain structs; where one cannot be written, the watcher gets a comment instead.
         Ok(Event::default().json_data(&message).unwrap_or_else(|_| Event::default().comment("unreadable")))

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use contracts::{
-    Clock, Timestamp,
-    events::CloudEvent,
-};
+use contracts::{Clock, Timestamp, events::CloudEvent};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -158,4 +155,3 @@ pub async fn redrive(log: &dyn EventLog, group: &str) -> Result<u64, LogError> {
 
 /// Every consumer group that may have dead letters: the services that listen.
 pub const GROUPS: [&str; 6] = ["delivery", "package", "fleet", "tracking", "history", "lookup"];
-

@@ -181,10 +181,8 @@ impl OutboxSource for SqliteOutbox {
     }
 
     async fn read(&self, limit: i64) -> Result<Vec<OutboxRow>, OutboxError> {
-        let rows = sqlx::query("select * from outbox order by seq limit ?")
-            .bind(limit)
-            .fetch_all(&self.store.reader)
-            .await?;
+        let rows =
+            sqlx::query("select * from outbox order by seq limit ?").bind(limit).fetch_all(&self.store.reader).await?;
         Ok(rows.iter().map(row_from).collect::<Result<_, _>>()?)
     }
 

@@ -34,7 +34,7 @@ impl DurableFileSystem {
     async fn write(&self, location: &Path, payload: PutPayload, create: bool) -> Result<PutResult> {
         let path = self.inner.path_to_filesystem(location)?;
         blocking(move || write_file(&path, &payload, create)).await?;
-        Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
+        Ok(PutResult { e_tag: None, version: None })
     }
 
     async fn sync(&self, location: &Path) -> Result<()> {

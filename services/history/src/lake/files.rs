@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{NaiveDate, SecondsFormat};
 use contracts::Timestamp;
-use deltalake_core::kernel::{Add, Remove, Version};
+use deltalake_core::kernel::{Add, LogicalFileView, Remove, Version};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -109,6 +109,18 @@ impl DataFile {
             bytes: u64::try_from(add.size).ok()?,
             modified_ms: add.modification_time,
             stats: FileStats::from_json(kind, add.stats.as_deref()),
+        })
+    }
+
+    /// The file of a loaded snapshot; `None` where its date cannot be read.
+    pub(crate) fn from_snapshot(kind: TableKind, file: &LogicalFileView) -> Option<Self> {
+        let date = file.partition_values_map().get(DATE)?.as_deref()?.parse().ok()?;
+        Some(Self {
+            path: file.path().into_owned(),
+            date,
+            bytes: u64::try_from(file.size()).ok()?,
+            modified_ms: file.modification_time(),
+            stats: FileStats::from_json(kind, file.stats().as_deref()),
         })
     }
 

@@ -23,11 +23,11 @@ use url::Url;
 pub use audit::{AuditRow, PositionKeys, scan_deliveries, scan_positions_keys};
 pub(crate) use compaction::{CompactionLimits, compact};
 pub(crate) use keys::KeyCache;
-pub(crate) use reader::Reader;
+pub(crate) use reader::{Reader, belongs_to};
 pub(crate) use schema::{Row, TableKind};
 pub(crate) use table::Table;
 pub(crate) use vacuum::vacuum;
-pub(crate) use writer::{Taken, Writer};
+pub(crate) use writer::{Place, Taken, Writer};
 
 /// Why the lake did not do as asked.
 #[derive(Debug, thiserror::Error)]

@@ -196,10 +196,9 @@ pub(crate) fn keys_of(batch: &RecordBatch, keys: &mut Vec<Key>) -> Result<(), La
 }
 
 /// A column of texts.
-pub(crate) fn text_column<'a>(
-    batch: &'a RecordBatch,
-    name: &str,
-) -> Result<&'a arrow::array::StringArray, LakeError> {
+pub(crate) fn text_column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a arrow::array::StringArray, LakeError> {
     let column = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
-    column.filter(|column| column.null_count() == 0).ok_or_else(|| LakeError::unavailable(format!("no column '{name}'")))
+    column
+        .filter(|column| column.null_count() == 0)
+        .ok_or_else(|| LakeError::unavailable(format!("no column '{name}'")))
 }

@@ -183,7 +183,7 @@ impl Table {
 
     async fn refresh(&self, state: &mut State) -> Result<(), LakeError> {
         let now = self.clock.now();
-        if (now - state.refreshed_at).to_std().is_ok_and(|since| since > MAX_STEPWISE_LAG) {
+        if self.lags(state) {
             let (base, view) = load_view(self.kind, &self.log, None).await?;
             state.base = base;
             state.offsets.clear();
@@ -213,6 +213,10 @@ impl Table {
         }
         state.refreshed_at = now;
         Ok(())
+    }
+
+    fn lags(&self, state: &State) -> bool {
+        (self.clock.now() - state.refreshed_at).to_std().is_ok_and(|since| since > MAX_STEPWISE_LAG)
     }
 
     fn publish(&self, view: View) {
@@ -269,6 +273,10 @@ impl LockedTable<'_> {
 
     /// Makes the change the next version, or none of it.
     pub(crate) async fn commit(&mut self, change: Change) -> Result<Version, LakeError> {
+        if self.table.lags(&self.state) {
+            // The entry after ours may have been cleaned up by now, so that its version looks free.
+            return Err(LakeError::Conflict);
+        }
         let mut view = View::clone(&self.view());
         let version = view.version + 1;
         let operation = change.operation();
@@ -327,12 +335,16 @@ async fn load_view(
     let state = table.snapshot()?;
     let mut view = View::new(state.version());
     for file in state.log_data() {
-        view.add(readable(kind, &file.add_action())?);
+        view.add(DataFile::from_snapshot(kind, &file).ok_or_else(|| no_date(&file.path()))?);
     }
     Ok((table, view))
 }
 
 /// A file without a date would silently be left out of every answer.
 fn readable(kind: TableKind, add: &Add) -> Result<DataFile, LakeError> {
-    DataFile::from_add(kind, add).ok_or_else(|| LakeError::unavailable(format!("file '{}' has no date", add.path)))
+    DataFile::from_add(kind, add).ok_or_else(|| no_date(&add.path))
+}
+
+fn no_date(path: &str) -> LakeError {
+    LakeError::unavailable(format!("file '{path}' has no date"))
 }

@@ -18,11 +18,7 @@ use self::{
     storage::{Storage, Write, WriteResult},
     subscription::EmbeddedSubscription,
 };
-use crate::{
-    Batcher, EventLog, GroupLag, LogError, Offset, Subscription,
-    batch::Limits,
-    outbox::chain,
-};
+use crate::{Batcher, EventLog, GroupLag, LogError, Offset, Subscription, batch::Limits, outbox::chain};
 
 /// Publishes and commits that share a transaction.
 const WRITE_LIMITS: Limits = Limits {

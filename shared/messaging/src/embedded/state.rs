@@ -80,7 +80,9 @@ impl State {
             names.insert(storage_id, inner.add_topic(&name, uid, storage_id));
         }
         for (storage_id, number, start, end) in loaded.ends {
-            let Some(partition) = names.get(&storage_id).and_then(|name| inner.partition(name, number)) else { continue };
+            let Some(partition) = names.get(&storage_id).and_then(|name| inner.partition(name, number)) else {
+                continue;
+            };
             partition.start = start;
             partition.end = end;
         }

@@ -288,7 +288,8 @@ async fn insert_batches(
     if rows.is_empty() {
         return Ok(());
     }
-    let ends: Vec<_> = rows.iter().map(|(topic, partition, base, count, _)| (*topic, *partition, base + count)).collect();
+    let ends: Vec<_> =
+        rows.iter().map(|(topic, partition, base, count, _)| (*topic, *partition, base + count)).collect();
     let mut insert = QueryBuilder::<Db>::new("insert into batches (topic, partition, base, count, at_ms, records) ");
     insert.push_values(rows, |mut row, (topic, partition, base, count, blob)| {
         row.push_bind(topic).push_bind(partition).push_bind(base).push_bind(count);

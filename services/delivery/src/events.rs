@@ -1,0 +1,137 @@
+//! The only subscriber: grants and failures of drones, progress of flights.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use contracts::{
+    DeliveryId,
+    events::{CloudEvent, DecodeError, Event, FleetEvent, FleetEventKind, Topic, TrackingEvent},
+};
+use messaging::{Delivered, HandleError, Handler, abort_point};
+
+use crate::{
+    domain::{Changes, Delivery, Next},
+    driver::Driver,
+    ledger::Ledger,
+    store::{LeaseChange, StoreError},
+};
+
+/// What this service listens to.
+pub(crate) const TOPICS: &[Topic] = &[Topic::Fleet, Topic::Tracking];
+
+/// Rounds against concurrent changes before the batch is handled anew.
+const MAX_ROUNDS: usize = 8;
+
+pub(crate) struct Subscriber {
+    pub(crate) ledger: Ledger,
+    pub(crate) driver: Driver,
+}
+
+/// What an event says of one delivery.
+enum News {
+    Fleet(FleetEvent),
+    Flight(TrackingEvent),
+}
+
+/// Reads an event; none where it concerns no delivery.
+fn read(event: &CloudEvent) -> Result<Option<(DeliveryId, News)>, DecodeError> {
+    if event.topic == Topic::Fleet.name() {
+        let Some(event) = Event::decode(event)? else { return Ok(None) };
+        let event: FleetEvent = event;
+        return Ok(event.data.delivery_id.map(|id| (id, News::Fleet(event))));
+    }
+    let Some(event) = Event::decode(event)? else { return Ok(None) };
+    let event: TrackingEvent = event;
+    Ok(Some((event.data.delivery_id, News::Flight(event))))
+}
+
+#[async_trait]
+impl Handler for Subscriber {
+    async fn handle(&mut self, batch: &[Delivered]) -> Vec<Result<(), HandleError>> {
+        let mut results = Vec::with_capacity(batch.len());
+        let mut news: HashMap<DeliveryId, Vec<(usize, News)>> = HashMap::new();
+        for (index, record) in batch.iter().enumerate() {
+            results.push(Ok(()));
+            match read(&record.event) {
+                Ok(Some((id, item))) => news.entry(id).or_default().push((index, item)),
+                Ok(None) => {}
+                Err(error) => results[index] = Err(error.into()),
+            }
+        }
+        if let Err(error) = self.take_up(&news).await {
+            for (index, _) in news.values().flatten() {
+                results[*index] = Err(HandleError::unavailable(error.clone()));
+            }
+        }
+        abort_point("delivery.event_applied");
+        results
+    }
+}
+
+impl Subscriber {
+    /// Applies all news, a change for each delivery; those that met a concurrent change once more on what is there now.
+    async fn take_up(&self, news: &HashMap<DeliveryId, Vec<(usize, News)>>) -> Result<(), StoreError> {
+        let mut pending: Vec<DeliveryId> = news.keys().copied().collect();
+        for _ in 0..MAX_ROUNDS {
+            if pending.is_empty() {
+                return Ok(());
+            }
+            let mut writes = Vec::new();
+            let mut kicked = Vec::new();
+            for read in self.ledger.store.load(&pending).await? {
+                let id = read.record.delivery_id;
+                let items = news.get(&id).map(Vec::as_slice).unwrap_or_default();
+                let mut next = read.clone();
+                let changes = self.apply(&mut next, items);
+                if next == read {
+                    continue;
+                }
+                let change = self.ledger.updated(&read, &mut next, &changes, LeaseChange::Keep);
+                if matches!(next.next(self.ledger.clock.now()), Next::Do(_)) {
+                    kicked.push(id);
+                }
+                writes.push(change);
+            }
+            let written = self.ledger.update_all(writes.clone()).await;
+            pending.clear();
+            for (change, result) in writes.iter().zip(written) {
+                match result {
+                    Ok(()) => {}
+                    Err(StoreError::Conflict) => pending.push(change.delivery.record.delivery_id),
+                    Err(error) => return Err(error),
+                }
+            }
+            for id in kicked {
+                self.driver.kick(id);
+            }
+        }
+        Err(StoreError::Conflict)
+    }
+
+    fn apply(&self, delivery: &mut Delivery, items: &[(usize, News)]) -> Changes {
+        let mut all = Changes::default();
+        let now = self.ledger.clock.now();
+        for (_, item) in items {
+            match item {
+                News::Flight(event) => {
+                    let changes = delivery.apply_progress(&event.data, now);
+                    all.events.extend(changes.events);
+                    all.stages.extend(changes.stages);
+                    all.steps.extend(changes.steps);
+                }
+                News::Fleet(event) => {
+                    let attempt = event.data.attempt.unwrap_or(0);
+                    // False means that it changes nothing any more.
+                    let _ = match event.kind {
+                        FleetEventKind::DroneReserved => delivery.grant(attempt, &event.data.drone),
+                        FleetEventKind::DroneFailed => {
+                            delivery.drone_failed(attempt, event.data.reason.as_deref().unwrap_or("failed"))
+                        }
+                        FleetEventKind::DroneReleased => false,
+                    };
+                }
+            }
+        }
+        all
+    }
+}

@@ -1,0 +1,284 @@
+//! The service's HTTP interface, and the only mapping from its errors to statuses.
+
+use std::sync::Arc;
+
+use auth::{Action, Identity};
+use axum::{
+    Router,
+    extract::{FromRef, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use chassis::{
+    ApiError, Json, Path, Query,
+    auth::{Authenticator, Caller, ServiceCaller},
+};
+use contracts::{
+    CustomerId, DeliveryId, Region,
+    api::{CreateDelivery, DEFAULT_PAGE, MAX_IDEMPOTENCY_KEY_CHARS, MAX_PAGE, Page, Timeline},
+    commands::{DeliveryStatus, Ids, MAX_COMMANDS},
+    events::DeliveryRecord,
+};
+use futures::{StreamExt, stream};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cancel,
+    domain::Delivery,
+    driver::Driver,
+    ledger::Ledger,
+    live::{Filter, Message},
+    store::{IdempotencyKey, StoreError, Summary},
+};
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct AppState {
+    pub(crate) ledger: Ledger,
+    pub(crate) driver: Driver,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) region: Region,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl FromRef<AppState> for Authenticator {
+    fn from_ref(state: &AppState) -> Self {
+        state.authenticator.clone()
+    }
+}
+
+pub(crate) fn router(state: AppState) -> Router {
+    Router::new()
+        .route("/deliveries", post(create).get(list))
+        .route("/deliveries/events", get(watch_all))
+        .route("/deliveries/{id}", get(read).delete(cancel_delivery))
+        .route("/deliveries/{id}/timeline", get(timeline))
+        .route("/deliveries/{id}/events", get(watch_one))
+        .route("/queries/statuses", post(statuses))
+        .route("/operations/sagas", get(sagas))
+        .route("/health/ready", get(ready))
+        .with_state(state)
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict => Self::conflict("the delivery is being changed by somebody else; try again"),
+            StoreError::KeyUsed { .. } => Self::invalid_field("Idempotency-Key", "was used before with another body"),
+            StoreError::Unavailable(_) => Self::unavailable(&error),
+        }
+    }
+}
+
+/// The customer that the caller is; 403 for anybody else.
+fn customer(caller: &Caller) -> Result<CustomerId, ApiError> {
+    caller.may(&Action::OwnDeliveries)?;
+    match &caller.identity {
+        Identity::Customer(id) => Ok(id.clone()),
+        _ => Err(ApiError::forbidden()),
+    }
+}
+
+async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    Json(wish): Json<CreateDelivery>,
+) -> Result<Response, ApiError> {
+    let customer = customer(&caller)?;
+    let now = state.ledger.clock.now();
+    let faults = wish.faults(now);
+    if !faults.is_empty() {
+        return Err(ApiError::invalid(faults));
+    }
+    let key = idempotency_key(&headers, &wish)?;
+    let id = state.ledger.clock.new_delivery_id();
+    let (delivery, changes) = Delivery::request(id, customer, state.region.clone(), wish, now);
+    match state.ledger.insert(&delivery, &changes, state.driver.first_lease(now), key).await {
+        Ok(()) => {
+            let record = delivery.record.clone();
+            state.driver.start(delivery);
+            Ok(accepted(record))
+        }
+        Err(StoreError::KeyUsed { delivery_id, same_body: true }) => {
+            let first = state.ledger.load(delivery_id).await?.ok_or_else(ApiError::not_found)?;
+            Ok(accepted(first.first_answer()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn accepted(record: DeliveryRecord) -> Response {
+    (StatusCode::ACCEPTED, axum::Json(record)).into_response()
+}
+
+fn idempotency_key(headers: &HeaderMap, wish: &CreateDelivery) -> Result<Option<IdempotencyKey>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let legal = |text: &&str| (1..=MAX_IDEMPOTENCY_KEY_CHARS).contains(&text.len());
+    let Some(key) = value.to_str().ok().filter(legal) else {
+        let message = format!("must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} visible ASCII characters");
+        return Err(ApiError::invalid_field("Idempotency-Key", message));
+    };
+    // The wish as we read it: the same wish in other spacing is the same body.
+    let body = serde_json::to_vec(wish).map_err(|error| ApiError::unavailable(&error))?;
+    let digest = Sha256::digest(body);
+    let body_hash = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Some(IdempotencyKey { key: key.to_owned(), body_hash }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    cursor: Option<DeliveryId>,
+    limit: Option<usize>,
+}
+
+async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Page<DeliveryRecord>>, ApiError> {
+    let customer = customer(&caller)?;
+    let limit = query.limit.unwrap_or(DEFAULT_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(ApiError::invalid_field("limit", format!("must be between 1 and {MAX_PAGE}")));
+    }
+    // One more than asked for tells whether there is a next page.
+    let mut found = state.ledger.store.list(&customer, query.cursor, limit + 1).await?;
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let items: Vec<DeliveryRecord> = found.into_iter().map(|delivery| delivery.record).collect();
+    let next_cursor = items.last().filter(|_| more).map(|record| record.delivery_id.to_string());
+    Ok(Json(Page { items, next_cursor }))
+}
+
+/// The delivery, if there is one that the caller may see.
+async fn visible(state: &AppState, caller: &Caller, id: DeliveryId) -> Result<Delivery, ApiError> {
+    let delivery = state.ledger.load(id).await?.ok_or_else(ApiError::not_found)?;
+    caller.sees(&Action::ReadDelivery { owner: &delivery.record.customer_id })?;
+    Ok(delivery)
+}
+
+async fn read(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(id): Path<DeliveryId>,
+) -> Result<Json<DeliveryRecord>, ApiError> {
+    Ok(Json(visible(&state, &caller, id).await?.record))
+}
+
+async fn cancel_delivery(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(id): Path<DeliveryId>,
+) -> Result<Json<DeliveryRecord>, ApiError> {
+    let delivery = visible(&state, &caller, id).await?;
+    caller.sees(&Action::ChangeDelivery { owner: &delivery.record.customer_id })?;
+    cancel::cancel(&state.ledger, &state.driver, delivery).await.map(Json)
+}
+
+async fn timeline(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(id): Path<DeliveryId>,
+) -> Result<Json<Timeline>, ApiError> {
+    let delivery = visible(&state, &caller, id).await?;
+    let steps = state.ledger.store.steps(id).await?;
+    Ok(Json(Timeline {
+        delivery_id: id,
+        saga_definition: delivery.saga.definition,
+        steps,
+        stages: delivery.record.stages,
+    }))
+}
+
+/// The current state, then every change, until the delivery is over.
+async fn watch_one(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(id): Path<DeliveryId>,
+) -> Result<Response, ApiError> {
+    // Watching begins before reading, so that no change falls between.
+    let watch = state.ledger.live.watch(Filter::One(id));
+    let first = visible(&state, &caller, id).await?.record;
+    let start = (Some(Arc::new(first)), watch, state.ledger.clone());
+    let records = stream::unfold(start, move |(pending, mut watch, ledger)| async move {
+        if let Some(record) = pending {
+            return Some((record, (None, watch, ledger)));
+        }
+        let record = match watch.next().await {
+            Message::Changed(record) => record,
+            Message::Skipped => Arc::new(ledger.load(id).await.ok()??.record),
+            Message::Closed => return None,
+        };
+        Some((record, (None, watch, ledger)))
+    });
+    let until_over = stream::unfold((Box::pin(records), false), |(mut records, over)| async move {
+        if over {
+            return None;
+        }
+        let record = records.next().await?;
+        let over = record.stage.is_terminal();
+        Some((record, (records, over)))
+    });
+    Ok(chassis::stream::sse(until_over, state.shutdown))
+}
+
+/// Every change of the customer's deliveries; begins with those that are open among the newest.
+async fn watch_all(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
+    let customer = customer(&caller)?;
+    let watch = state.ledger.live.watch(Filter::AllOf(customer.clone()));
+    let first = newest_open(&state.ledger, &customer).await?;
+    let start = (first, watch, state.ledger.clone(), customer);
+    let records = stream::unfold(start, |(mut pending, mut watch, ledger, customer)| async move {
+        loop {
+            if let Some(record) = pending.pop() {
+                return Some((record, (pending, watch, ledger, customer)));
+            }
+            match watch.next().await {
+                Message::Changed(record) => pending.push(record),
+                Message::Skipped => pending = newest_open(&ledger, &customer).await.ok()?,
+                Message::Closed => return None,
+            }
+        }
+    });
+    Ok(chassis::stream::sse(records, state.shutdown))
+}
+
+/// A page of the customer's newest deliveries, those that are open, newest first.
+async fn newest_open(ledger: &Ledger, customer: &CustomerId) -> Result<Vec<Arc<DeliveryRecord>>, StoreError> {
+    let newest = ledger.store.list(customer, None, MAX_PAGE).await?;
+    let open = newest.into_iter().filter(|delivery| !delivery.record.stage.is_terminal());
+    Ok(open.map(|delivery| Arc::new(delivery.record)).collect())
+}
+
+async fn statuses(
+    State(state): State<AppState>,
+    _: ServiceCaller,
+    Json(query): Json<Ids>,
+) -> Result<Json<Vec<DeliveryStatus>>, ApiError> {
+    if query.ids.len() > MAX_COMMANDS {
+        return Err(ApiError::invalid_field("ids", format!("must have at most {MAX_COMMANDS} items")));
+    }
+    let mut found = state.ledger.store.load(&query.ids).await?;
+    let mut answer = Vec::with_capacity(query.ids.len());
+    for delivery_id in query.ids {
+        let position = found.iter().position(|delivery| delivery.record.delivery_id == delivery_id);
+        let record = position.map(|position| found.swap_remove(position).record);
+        answer.push(DeliveryStatus { delivery_id, record });
+    }
+    Ok(Json(answer))
+}
+
+async fn sagas(State(state): State<AppState>, caller: Caller) -> Result<Json<Summary>, ApiError> {
+    caller.may(&Action::Operate)?;
+    Ok(Json(state.ledger.store.summary(state.ledger.clock.now()).await?))
+}
+
+async fn ready(State(state): State<AppState>) -> Result<&'static str, ApiError> {
+    state.ledger.load(DeliveryId(uuid::Uuid::nil())).await?;
+    Ok("ready")
+}

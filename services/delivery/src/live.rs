@@ -1,0 +1,78 @@
+//! Tells watchers in this process of every change that is committed.
+
+use std::sync::Arc;
+
+use contracts::{CustomerId, DeliveryId, events::DeliveryRecord};
+use tokio::sync::broadcast;
+
+/// Changes kept for a slow watcher. One that is further behind is told so and reads the store.
+const BACKLOG: usize = 1_024;
+
+/// The committed changes of this process.
+#[derive(Clone)]
+pub(crate) struct Live {
+    sender: broadcast::Sender<Arc<DeliveryRecord>>,
+}
+
+/// What a watcher is after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Filter {
+    One(DeliveryId),
+    AllOf(CustomerId),
+}
+
+/// A watcher's next message.
+#[derive(Debug, Clone)]
+pub(crate) enum Message {
+    Changed(Arc<DeliveryRecord>),
+    /// Changes were skipped: read the store.
+    Skipped,
+    /// There will be no more.
+    Closed,
+}
+
+pub(crate) struct Watch {
+    receiver: broadcast::Receiver<Arc<DeliveryRecord>>,
+    filter: Filter,
+}
+
+impl Live {
+    pub(crate) fn new() -> Self {
+        Self { sender: broadcast::channel(BACKLOG).0 }
+    }
+
+    /// Tells whoever watches; nearly free where nobody does.
+    pub(crate) fn tell(&self, record: &DeliveryRecord) {
+        if self.sender.receiver_count() > 0 {
+            // An error means that the last watcher has just gone.
+            let _ = self.sender.send(Arc::new(record.clone()));
+        }
+    }
+
+    pub(crate) fn watch(&self, filter: Filter) -> Watch {
+        Watch { receiver: self.sender.subscribe(), filter }
+    }
+}
+
+impl Watch {
+    /// The next change that the filter lets through.
+    pub(crate) async fn next(&mut self) -> Message {
+        loop {
+            match self.receiver.recv().await {
+                Ok(record) if self.filter.takes(&record) => return Message::Changed(record),
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(_)) => return Message::Skipped,
+                Err(broadcast::error::RecvError::Closed) => return Message::Closed,
+            }
+        }
+    }
+}
+
+impl Filter {
+    fn takes(&self, record: &DeliveryRecord) -> bool {
+        match self {
+            Self::One(id) => record.delivery_id == *id,
+            Self::AllOf(customer) => record.customer_id == *customer,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The delivery service as a process of its own.
+
+fn main() -> anyhow::Result<()> {
+    chassis::main("delivery", delivery::run)
+}

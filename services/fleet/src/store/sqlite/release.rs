@@ -1,0 +1,170 @@
+//! Ends reservations: by command, by event, by a later attempt.
+
+use std::collections::HashMap;
+
+use contracts::{
+    DroneId,
+    commands::{Refusal, ReleaseDrone, ReleaseOutcome},
+    events::{CloudEvent, FleetEventKind},
+};
+use serde_json::json;
+use sqlx::{Row, SqliteConnection};
+
+use super::{
+    Cause, SqliteStore, next_change,
+    rows::{self, drone_columns, signed},
+};
+use crate::{
+    domain::{Drone, Ending, Hold, Parties, is_stale},
+    store::{StoreError, Written},
+};
+
+/// What ended with a reservation.
+struct Over {
+    hold: Hold,
+    drone_id: Option<DroneId>,
+    parties: Option<Parties>,
+    reason: Option<String>,
+}
+
+impl SqliteStore {
+    pub(super) async fn release_batch(&self, batch: &[ReleaseDrone]) -> Result<Written<ReleaseOutcome>, StoreError> {
+        let mut tx = self.begin().await?;
+        let deliveries: Vec<_> = batch.iter().map(|command| command.delivery_id).collect();
+        let known = rows::known(&mut tx, &deliveries).await?;
+        let mut outcomes = Vec::with_capacity(batch.len());
+        let mut endings = Vec::with_capacity(batch.len());
+        for command in batch {
+            if known.get(&command.delivery_id).is_some_and(|rows| is_stale(command.fence, rows)) {
+                outcomes.push(ReleaseOutcome::Refused { reason: Refusal::StaleFence });
+                continue;
+            }
+            outcomes.push(ReleaseOutcome::Done);
+            endings.push(Ending {
+                delivery_id: command.delivery_id,
+                up_to: command.attempt,
+                tombstone: true,
+                fence: command.fence,
+                reason: command.reason.clone(),
+            });
+        }
+        let (drones, events) = self.end_in(&mut tx, &endings).await?;
+        self.commit(tx, &events).await?;
+        Ok(Written { outcomes, drones })
+    }
+
+    pub(super) async fn end_batch(&self, batch: &[Ending]) -> Result<Written<()>, StoreError> {
+        let mut tx = self.begin().await?;
+        let (drones, events) = self.end_in(&mut tx, batch).await?;
+        self.commit(tx, &events).await?;
+        Ok(Written { outcomes: vec![(); batch.len()], drones })
+    }
+
+    /// Ends reservations in the caller's transaction: the drones that are free now, and the events that say so.
+    pub(super) async fn end_in(
+        &self,
+        connection: &mut SqliteConnection,
+        endings: &[Ending],
+    ) -> Result<(Vec<Drone>, Vec<CloudEvent>), StoreError> {
+        if endings.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let over = self.close_rows(connection, endings).await?;
+        self.bury(connection, endings).await?;
+        let freed = free_drones(connection, &over).await?;
+        let mut by_drone: HashMap<DroneId, Over> = HashMap::new();
+        for entry in over {
+            if let Some(drone_id) = entry.drone_id {
+                by_drone.insert(drone_id, entry);
+            }
+        }
+        let mut events = Vec::with_capacity(freed.len());
+        for drone in &freed {
+            let Some(Over { hold, parties, reason, .. }) = by_drone.remove(&drone.id) else { continue };
+            events.push(self.event(
+                FleetEventKind::DroneReleased,
+                drone,
+                Cause { hold: Some(hold), parties, reason },
+            ));
+        }
+        Ok((freed, events))
+    }
+
+    async fn close_rows(
+        &self,
+        connection: &mut SqliteConnection,
+        endings: &[Ending],
+    ) -> Result<Vec<Over>, StoreError> {
+        let batch: Vec<_> = endings.iter().map(|e| json!([e.delivery_id, e.up_to, e.reason])).collect();
+        let closed = sqlx::query(
+            "update reservations set state = 'released', ended_ms = ?2, reason = p.reason
+             from (select value ->> 0 as delivery_id, value ->> 1 as up_to, value ->> 2 as reason
+                   from json_each(?1)) as p
+             where reservations.delivery_id = p.delivery_id and reservations.attempt <= p.up_to
+               and reservations.state in ('waiting', 'reserved')
+             returning delivery_id, attempt, drone_id, customer_id, home_region, reason",
+        )
+        .bind(rows::json(&batch)?)
+        .bind(self.clock.now().timestamp_millis())
+        .fetch_all(connection)
+        .await?;
+        let mut over = Vec::with_capacity(closed.len());
+        for row in &closed {
+            let drone_id: Option<&str> = row.try_get(2)?;
+            over.push(Over {
+                hold: rows::hold(row, 0)?,
+                drone_id: drone_id.map(rows::parse).transpose()?,
+                parties: rows::parties(row, 3)?,
+                reason: row.try_get(5)?,
+            });
+        }
+        Ok(over)
+    }
+
+    /// Keeps a tombstone for each attempt that was never heard of, and the fence of each that was.
+    async fn bury(&self, connection: &mut SqliteConnection, endings: &[Ending]) -> Result<(), StoreError> {
+        let mut batch = Vec::with_capacity(endings.len());
+        for ending in endings.iter().filter(|ending| ending.tombstone) {
+            batch.push(json!([ending.delivery_id, ending.up_to, signed(ending.fence), ending.reason]));
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        sqlx::query(
+            "insert into reservations (delivery_id, attempt, state, fence, ended_ms, reason)
+             select value ->> 0, value ->> 1, 'released', value ->> 2, ?2, value ->> 3 from json_each(?1) where true
+             on conflict (delivery_id, attempt) do update set fence = excluded.fence
+             where excluded.fence > reservations.fence",
+        )
+        .bind(rows::json(&batch)?)
+        .bind(self.clock.now().timestamp_millis())
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Makes drones idle, where they are. One that has failed or retired meanwhile stays so.
+async fn free_drones(connection: &mut SqliteConnection, over: &[Over]) -> Result<Vec<Drone>, StoreError> {
+    let mut batch = Vec::with_capacity(over.len());
+    for Over { hold, drone_id, .. } in over {
+        if let Some(drone_id) = drone_id {
+            batch.push(json!([drone_id, hold.delivery_id, hold.attempt]));
+        }
+    }
+    if batch.is_empty() {
+        return Ok(Vec::new());
+    }
+    const QUERY: &str = concat!(
+        "update drones set status = 'idle', delivery_id = null, attempt = null, reserved_ms = null,
+                changed = ?2, touched = ?2
+         from (select value ->> 0 as id, value ->> 1 as delivery_id, value ->> 2 as attempt from json_each(?1)) as p
+         where drones.id = p.id and drones.status = 'reserved'
+           and drones.delivery_id = p.delivery_id and drones.attempt = p.attempt
+         returning ",
+        drone_columns!()
+    );
+    let change = next_change(connection).await?;
+    let freed = sqlx::query(QUERY).bind(rows::json(&batch)?).bind(change).fetch_all(connection).await?;
+    rows::all_drones(&freed)
+}

@@ -1,0 +1,209 @@
+//! The composition of a delivery's answer: who is asked, in which order, and how long each may take.
+
+use std::time::Duration;
+
+use auth::{Action, Identity};
+use chassis::{ApiError, Node, Peer, PeerError, auth::Caller};
+use contracts::{
+    CustomerId, DeliveryId, Timestamp,
+    api::{DeliveryView, HistoryItem, HistoryQuery, Page},
+    commands::FleetDrone,
+    events::{DeliveryRecord, FlightProgress, PackageRecord},
+};
+use reqwest::{Method, RequestBuilder};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::domain::{
+    history::Walk,
+    view::{Part, Parts, view},
+};
+
+/// How long a part other than the delivery itself is waited for: an answer without it beats a slow one with it.
+const PART_DEADLINE: Duration = Duration::from_millis(500);
+
+/// The services behind the gateway.
+pub(crate) struct Services {
+    pub(crate) delivery: Peer,
+    pub(crate) package: Peer,
+    pub(crate) fleet: Peer,
+    pub(crate) tracking: Peer,
+    pub(crate) history: Peer,
+    pub(crate) lookup: Peer,
+}
+
+/// Why a delivery's composition ended early: it is over, unknown to `delivery`, or nobody knows.
+enum Settled {
+    Over(Box<DeliveryRecord>),
+    Unknown,
+    Silent(PeerError),
+}
+
+/// A question for one finished delivery, to lookup or history. Its owner is named, because lookup is sharded by it.
+#[derive(Debug, Serialize)]
+struct DeliveryQuery<'a> {
+    delivery_id: DeliveryId,
+    customer_id: Option<&'a CustomerId>,
+}
+
+impl Services {
+    /// Clients for them all.
+    pub(crate) fn new(node: &Node) -> anyhow::Result<Self> {
+        Ok(Self {
+            delivery: node.peer("delivery")?,
+            package: node.peer("package")?,
+            fleet: node.peer("fleet")?,
+            tracking: node.peer("tracking")?,
+            history: node.peer("history")?,
+            lookup: node.peer("lookup")?,
+        })
+    }
+
+    /// The delivery as it stands: in flight from four services at once, otherwise from delivery, lookup or the lake.
+    pub(crate) async fn delivery(&self, caller: &Caller, id: DeliveryId) -> Result<DeliveryView, ApiError> {
+        readable(caller)?;
+        let path = format!("/deliveries/{id}");
+        let with_drone = async {
+            let request = self.delivery.request_as(&caller.token, Method::GET, &path);
+            let record: DeliveryRecord = match self.delivery.fetch(request).await {
+                Ok(record) => record,
+                Err(error) if error.refused_with() == Some(404) => return Err(Settled::Unknown),
+                Err(error) => return Err(Settled::Silent(error)),
+            };
+            if record.stage.is_terminal() {
+                return Err(Settled::Over(Box::new(record)));
+            }
+            let drone = self.drone(&record).await;
+            Ok((record, drone))
+        };
+        let flight = async { Ok(self.flight(caller, id).await) };
+        let package = async { Ok(self.package(caller, id).await) };
+        match tokio::try_join!(with_drone, flight, package) {
+            Ok(((record, drone), flight, package)) => {
+                sees(caller, &record)?;
+                Ok(view(&record, &Parts { flight, package, drone }))
+            }
+            Err(Settled::Over(record)) => {
+                sees(caller, &record)?;
+                Ok(view(&record, &Parts::NONE))
+            }
+            Err(Settled::Unknown) => Ok(view(&self.finished(caller, id).await?, &Parts::NONE)),
+            Err(Settled::Silent(error)) => Err(error.into()),
+        }
+    }
+
+    /// What the others know of a delivery in flight, all asked at once.
+    pub(crate) async fn parts(&self, caller: &Caller, record: &DeliveryRecord) -> Parts {
+        if record.stage.is_terminal() {
+            return Parts::NONE;
+        }
+        let id = record.delivery_id;
+        let (flight, package, drone) =
+            tokio::join!(self.flight(caller, id), self.package(caller, id), self.drone(record));
+        Parts { flight, package, drone }
+    }
+
+    /// A delivery that `delivery` does not keep any more: from lookup, else from the lake. 404 only when both have
+    /// said so.
+    pub(crate) async fn finished(&self, caller: &Caller, id: DeliveryId) -> Result<DeliveryRecord, ApiError> {
+        readable(caller)?;
+        let customer_id = match &caller.identity {
+            Identity::Customer(me) => Some(me),
+            _ => None,
+        };
+        let query = DeliveryQuery { delivery_id: id, customer_id };
+        let mut silent = None;
+        for peer in [&self.lookup, &self.history] {
+            let request = peer.request_as(&caller.token, Method::POST, "/queries/delivery").json(&query);
+            match peer.fetch::<DeliveryRecord>(request).await {
+                Ok(record) => {
+                    sees(caller, &record)?;
+                    return Ok(record);
+                }
+                Err(error) if error.refused_with() == Some(404) => {}
+                Err(error) => silent = Some(error),
+            }
+        }
+        Err(silent.map_or_else(ApiError::not_found, ApiError::from))
+    }
+
+    async fn flight(&self, caller: &Caller, id: DeliveryId) -> Part<FlightProgress> {
+        part(&self.tracking, self.tracking.request_as(&caller.token, Method::GET, &format!("/flights/{id}"))).await
+    }
+
+    async fn package(&self, caller: &Caller, id: DeliveryId) -> Part<PackageRecord> {
+        part(&self.package, self.package.request_as(&caller.token, Method::GET, &format!("/packages/{id}"))).await
+    }
+
+    /// Fleet is asked in the gateway's own name: a customer may see the drone of their delivery, but not the fleet.
+    async fn drone(&self, record: &DeliveryRecord) -> Part<FleetDrone> {
+        let Some(drone) = &record.drone else { return Part::Absent };
+        part(&self.fleet, self.fleet.request(Method::GET, &format!("/drones/{}", drone.drone_id))).await
+    }
+
+    /// A page of finished deliveries: what lookup keeps, then what only the lake has.
+    pub(crate) async fn history(
+        &self,
+        caller: &Caller,
+        customer_id: &CustomerId,
+        walk: &Walk,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<Page<HistoryItem>, ApiError> {
+        let mut items = Vec::new();
+        if let Some(query) = walk.of_lookup(customer_id, limit, now) {
+            let page = finished_page(&self.lookup, caller, &query).await?;
+            items = page.items;
+            if page.next_cursor.is_some() {
+                return Ok(page_after(walk, items, true));
+            }
+        }
+        let left = limit.saturating_sub(items.len());
+        let Some(query) = walk.of_lake(customer_id, left, now) else { return Ok(page_after(walk, items, false)) };
+        if left == 0 {
+            return Ok(page_after(walk, items, true));
+        }
+        match finished_page(&self.history, caller, &query).await {
+            Ok(page) => {
+                items.extend(page.items);
+                Ok(page_after(walk, items, page.next_cursor.is_some()))
+            }
+            // What lookup gave is a page of its own; the next one asks the lake again.
+            Err(PeerError::Unavailable { .. }) if !items.is_empty() => Ok(page_after(walk, items, true)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+async fn finished_page(peer: &Peer, caller: &Caller, query: &HistoryQuery) -> Result<Page<HistoryItem>, PeerError> {
+    peer.fetch(peer.request_as(&caller.token, Method::POST, "/queries/history").json(query)).await
+}
+
+fn page_after(walk: &Walk, items: Vec<HistoryItem>, more: bool) -> Page<HistoryItem> {
+    let next = items.last().filter(|_| more).and_then(|item| walk.after(item));
+    Page { items, next_cursor: next.map(|next| next.cursor()) }
+}
+
+async fn part<T: DeserializeOwned>(peer: &Peer, request: RequestBuilder) -> Part<T> {
+    match tokio::time::timeout(PART_DEADLINE, peer.fetch(request)).await {
+        Ok(Ok(value)) => Part::Known(value),
+        Ok(Err(error)) if error.refused_with() == Some(404) => Part::Absent,
+        Ok(Err(error)) => {
+            tracing::debug!(peer = peer.name(), %error, "a part is missing");
+            Part::Missing
+        }
+        Err(_) => Part::Missing,
+    }
+}
+
+/// 404 for a role that may read nobody's deliveries, before anybody is asked.
+pub(crate) fn readable(caller: &Caller) -> Result<(), ApiError> {
+    match caller.identity {
+        Identity::Customer(_) | Identity::Operator(_) => Ok(()),
+        _ => Err(ApiError::not_found()),
+    }
+}
+
+/// 404 for a record that the caller may not read: the owner has checked it, and so does the gateway.
+pub(crate) fn sees(caller: &Caller, record: &DeliveryRecord) -> Result<(), ApiError> {
+    caller.sees(&Action::ReadDelivery { owner: &record.customer_id })
+}

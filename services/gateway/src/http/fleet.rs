@@ -1,0 +1,156 @@
+//! The fleet: seeing drones, registering and retiring them.
+
+use auth::{Action, Identity};
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::Response,
+};
+use chassis::{ApiError, Json, Path, Query, client::CALL_DEADLINE};
+use contracts::{
+    BaseId, DroneId,
+    api::{Page, Problem, RegisterDrone},
+    commands::FleetDrone,
+};
+use reqwest::Method;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::{
+    Gateway,
+    request::{Strict, User, check_cursor, page_size, with_query},
+    streams,
+};
+
+/// Which drones, and which page of them.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FleetParameters {
+    /// Only the drones of that base. A base station sees only its own.
+    base_id: Option<BaseId>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// At most this many items.
+    #[param(minimum = 1, maximum = 100, default = 20)]
+    limit: Option<usize>,
+}
+
+/// Which drones.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FleetStreamParameters {
+    /// Only the drones of that base. A base station sees only its own.
+    base_id: Option<BaseId>,
+}
+
+/// The drones, with position and battery.
+#[utoipa::path(
+    get, path = "/api/fleet", tag = "fleet",
+    params(FleetParameters),
+    responses((status = 200, description = "A page.", body = Page<FleetDrone>))
+)]
+pub(super) async fn list(
+    State(gateway): State<Gateway>,
+    user: User,
+    query: Result<Query<FleetParameters>, ApiError>,
+) -> Result<Json<Page<FleetDrone>>, ApiError> {
+    runs_drones(&user)?;
+    let Query(query) = query?;
+    let base = visible_base(&user, query.base_id.as_ref())?;
+    let limit = page_size(query.limit)?.to_string();
+    check_cursor(query.cursor.as_deref())?;
+    let parameters =
+        [("base_id", base.map(BaseId::as_str)), ("cursor", query.cursor.as_deref()), ("limit", Some(limit.as_str()))];
+    let fleet = &gateway.services.fleet;
+    let request = fleet.request_as(&user.token, Method::GET, &with_query("/drones", &parameters));
+    Ok(Json(fleet.fetch(request).await?))
+}
+
+/// The drones, live: an array of all of them, then arrays of those that changed.
+#[utoipa::path(
+    get, path = "/api/fleet/events", tag = "fleet",
+    params(FleetStreamParameters),
+    responses((status = 200, description = "Server-sent events, each an array of drones.", body = Vec<FleetDrone>,
+        content_type = "text/event-stream"))
+)]
+pub(super) async fn events(
+    State(gateway): State<Gateway>,
+    user: User,
+    query: Result<Query<FleetStreamParameters>, ApiError>,
+) -> Result<Response, ApiError> {
+    runs_drones(&user)?;
+    let Query(query) = query?;
+    let base = visible_base(&user, query.base_id.as_ref())?;
+    let path = with_query("/drones/events", &[("base_id", base.map(BaseId::as_str))]);
+    streams::pass_on(&gateway, &user, &gateway.services.fleet, path).await
+}
+
+/// Register a drone, or change what is registered of it.
+#[utoipa::path(
+    put, path = "/api/fleet/{drone_id}", tag = "fleet",
+    params(("drone_id" = DroneId, Path, description = "The drone.")),
+    request_body = RegisterDrone,
+    responses(
+        (status = 200, description = "Registered.", body = FleetDrone),
+        (status = 409, description = "It is reserved, and cannot move to another base now.", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn register(
+    State(gateway): State<Gateway>,
+    user: User,
+    Path(drone_id): Path<DroneId>,
+    body: Result<Strict<RegisterDrone>, ApiError>,
+) -> Result<Json<FleetDrone>, ApiError> {
+    runs_drones(&user)?;
+    let Strict(drone) = body?;
+    let faults = drone.faults();
+    if !faults.is_empty() {
+        return Err(ApiError::invalid(faults));
+    }
+    // Where the drone is based now, fleet knows, and asks the same question with it.
+    user.may(&Action::RegisterDrone { base: &drone.base_id, current: None })?;
+    let fleet = &gateway.services.fleet;
+    let request = fleet.request_as(&user.token, Method::PUT, &format!("/drones/{drone_id}")).json(&drone);
+    Ok(Json(fleet.fetch(request).await?))
+}
+
+/// Retire a drone for good. One that is in use fails, and its delivery gets another or is broken off.
+#[utoipa::path(
+    delete, path = "/api/fleet/{drone_id}", tag = "fleet",
+    params(("drone_id" = DroneId, Path, description = "The drone.")),
+    responses(
+        (status = 204, description = "Retired."),
+        (status = 404, description = "There is no such drone.", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn retire(
+    State(gateway): State<Gateway>,
+    user: User,
+    Path(drone_id): Path<DroneId>,
+) -> Result<StatusCode, ApiError> {
+    runs_drones(&user)?;
+    let fleet = &gateway.services.fleet;
+    let request = fleet.request_as(&user.token, Method::DELETE, &format!("/drones/{drone_id}"));
+    fleet.send(request.timeout(CALL_DEADLINE)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// 403 for a role that runs no drones, before its request is read.
+fn runs_drones(user: &User) -> Result<(), ApiError> {
+    match user.identity {
+        Identity::Operator(_) | Identity::BaseStation(_) => Ok(()),
+        _ => Err(ApiError::forbidden()),
+    }
+}
+
+/// The base whose drones are asked for: the caller's own where it names none and may see no others.
+fn visible_base<'a>(user: &'a User, asked: Option<&'a BaseId>) -> Result<Option<&'a BaseId>, ApiError> {
+    let base = match (&user.identity, asked) {
+        (Identity::BaseStation(me), None) => Some(me),
+        _ => asked,
+    };
+    user.may(&Action::ReadFleet { base })?;
+    Ok(base)
+}

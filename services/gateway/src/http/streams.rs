@@ -1,0 +1,268 @@
+//! Live streams: merged from what delivery and tracking say, or passed on as they come.
+
+use std::collections::{HashMap, VecDeque};
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use chassis::{ApiError, Path, Peer, auth::Caller};
+use contracts::{
+    DeliveryId,
+    api::{DeliveryView, LiveUpdate, MAX_PAGE, Page, Problem},
+    events::{DeliveryRecord, FlightProgress},
+};
+use futures::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use reqwest::Method;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Gateway, request::User};
+use crate::{
+    aggregate::{readable, sees},
+    domain::view::{Part, Parts, view},
+    upstream::{Absent, Heard, Source, follow},
+};
+
+/// Deliveries whose last version a stream remembers, to pass nothing on that is older: a customer's busy day.
+const REMEMBERED_VERSIONS: usize = 1_000;
+
+/// Pages of deliveries that a stream of all begins with: 500 open ones are more than anybody watches.
+const FIRST_PAGES: usize = 5;
+
+/// One delivery, live: begins with its current state, ends with its last.
+#[utoipa::path(
+    get, path = "/api/deliveries/{id}/events", tag = "deliveries",
+    params(("id" = DeliveryId, Path, description = "The delivery.")),
+    responses(
+        (status = 200, description = "Server-sent events: stages, position, ETA.", body = LiveUpdate,
+            content_type = "text/event-stream"),
+        (status = 404, description = "There is none, or it is somebody else's.", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn delivery(
+    State(gateway): State<Gateway>,
+    user: User,
+    Path(id): Path<DeliveryId>,
+) -> Result<Response, ApiError> {
+    readable(&user)?;
+    let turn = turn(&gateway)?;
+    let source =
+        source(&gateway, &user, &gateway.services.delivery, format!("/deliveries/{id}/events"), Absent::Ends);
+    let records = match source.open().await {
+        Ok(first) => follow(source, Some(first)),
+        Err(error) if error.refused_with() == Some(404) => {
+            let record = gateway.services.finished(&user, id).await?;
+            stream::iter([Heard::Message(record)]).boxed()
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let live = Live { gateway: gateway.clone(), caller: user.0, id, records, flights: None, parts: None, last: None };
+    let updates = stream::unfold(live, async |mut live| live.next().await.map(|update| (update, live)));
+    Ok(answer(&gateway, updates, turn))
+}
+
+/// All my deliveries, live: begins with their current state.
+#[utoipa::path(
+    get, path = "/api/events", tag = "deliveries",
+    responses((status = 200, description = "Server-sent events: a delivery whenever it changes.", body = LiveUpdate,
+        content_type = "text/event-stream"))
+)]
+pub(super) async fn mine(State(gateway): State<Gateway>, user: User) -> Result<Response, ApiError> {
+    user.customer()?;
+    let turn = turn(&gateway)?;
+    let source = source(&gateway, &user, &gateway.services.delivery, "/deliveries/events".to_owned(), Absent::Ends);
+    let first = source.open().await?;
+    let all = All {
+        gateway: gateway.clone(),
+        caller: user.0,
+        records: follow(source, Some(first)),
+        ready: VecDeque::new(),
+        versions: HashMap::new(),
+    };
+    let updates = stream::unfold(all, async |mut all| all.next().await.map(|update| (update, all)));
+    Ok(answer(&gateway, updates, turn))
+}
+
+/// Another service's stream as it is, until it ends or this service does. Its watcher connects again.
+pub(super) async fn pass_on(
+    gateway: &Gateway,
+    caller: &Caller,
+    peer: &Peer,
+    path: String,
+) -> Result<Response, ApiError> {
+    let turn = turn(gateway)?;
+    let response = source(gateway, caller, peer, path, Absent::Ends).open().await?;
+    let chunks = response.bytes_stream().take_until(gateway.shutdown.clone().cancelled_owned());
+    let body = Body::from_stream(chunks.inspect(move |_| {
+        let _held_as_long_as_the_stream = &turn;
+    }));
+    Ok(([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")], body).into_response())
+}
+
+/// A place among the open streams, or 503.
+fn turn(gateway: &Gateway) -> Result<OwnedSemaphorePermit, ApiError> {
+    gateway.streams.clone().try_acquire_owned().map_err(|error| ApiError::unavailable(&error))
+}
+
+fn source(gateway: &Gateway, caller: &Caller, peer: &Peer, path: String, absent: Absent) -> Source {
+    Source { peer: peer.clone(), token: caller.token.clone(), path, clock: gateway.clock.clone(), absent }
+}
+
+fn answer(
+    gateway: &Gateway,
+    updates: impl Stream<Item = LiveUpdate> + Send + 'static,
+    turn: OwnedSemaphorePermit,
+) -> Response {
+    let held = updates.inspect(move |_| {
+        let _held_as_long_as_the_stream = &turn;
+    });
+    chassis::stream::sse(held, gateway.shutdown.clone())
+}
+
+/// One delivery's stream. It asks its sources only when its watcher is ready for more.
+struct Live {
+    gateway: Gateway,
+    caller: Caller,
+    id: DeliveryId,
+    records: BoxStream<'static, Heard<DeliveryRecord>>,
+    /// Followed once there is a drone.
+    flights: Option<BoxStream<'static, Heard<FlightProgress>>>,
+    /// `None` until the first record.
+    parts: Option<Parts>,
+    last: Option<DeliveryRecord>,
+}
+
+impl Live {
+    async fn next(&mut self) -> Option<LiveUpdate> {
+        loop {
+            if self.last.as_ref().is_some_and(|record| record.stage.is_terminal()) {
+                return None;
+            }
+            let update = match &mut self.flights {
+                None => self.hear_record().await?,
+                Some(flights) => tokio::select! {
+                    // What is decided comes before what moved.
+                    biased;
+                    record = self.records.next() => self.take_record(record?).await,
+                    flight = flights.next() => self.take_flight(flight),
+                },
+            };
+            if let Ok(update) = update.ok_or(()) {
+                return Some(update);
+            }
+        }
+    }
+
+    /// `None` at the stream's end, `Some(None)` where there is nothing to say.
+    async fn hear_record(&mut self) -> Option<Option<LiveUpdate>> {
+        let heard = self.records.next().await?;
+        Some(self.take_record(heard).await)
+    }
+
+    async fn take_record(&mut self, heard: Heard<DeliveryRecord>) -> Option<LiveUpdate> {
+        let Heard::Message(record) = heard else { return None };
+        let older = self.last.as_ref().is_some_and(|last| record.version <= last.version);
+        if older || record.delivery_id != self.id || sees(&self.caller, &record).is_err() {
+            return None;
+        }
+        if self.parts.is_none() {
+            self.parts = Some(self.gateway.services.parts(&self.caller, &record).await);
+        }
+        if record.drone.is_some() && self.flights.is_none() {
+            let path = format!("/flights/{}/events", self.id);
+            let tracking = &self.gateway.services.tracking;
+            self.flights = Some(follow(source(&self.gateway, &self.caller, tracking, path, Absent::MayCome), None));
+        }
+        let delivery = view(&record, self.parts.as_ref().unwrap_or(&Parts::NONE));
+        self.last = Some(record);
+        Some(LiveUpdate::Delivery { delivery })
+    }
+
+    fn take_flight(&mut self, heard: Option<Heard<FlightProgress>>) -> Option<LiveUpdate> {
+        let Some(heard) = heard else {
+            // Refused for good: the stages are all that is left to tell.
+            self.flights = Some(stream::pending().boxed());
+            return None;
+        };
+        let Heard::Message(progress) = heard else { return None };
+        let attempt = self.last.as_ref().map(|record| record.attempt);
+        if let Some(parts) = &mut self.parts {
+            parts.flight = Part::Known(progress.clone());
+        }
+        // A flight that is ahead of its delivery is told with the delivery's next record.
+        (attempt == Some(progress.attempt)).then_some(LiveUpdate::Flight { progress })
+    }
+}
+
+/// The stream of all of a customer's deliveries.
+struct All {
+    gateway: Gateway,
+    caller: Caller,
+    records: BoxStream<'static, Heard<DeliveryRecord>>,
+    ready: VecDeque<DeliveryRecord>,
+    versions: HashMap<DeliveryId, u64>,
+}
+
+impl All {
+    async fn next(&mut self) -> Option<LiveUpdate> {
+        loop {
+            let record = match self.ready.pop_front() {
+                Some(record) => record,
+                None => match self.records.next().await? {
+                    Heard::Message(record) => record,
+                    Heard::Connected => {
+                        // Asked for after the stream has begun, so that nothing falls between the two.
+                        self.ready = self.current().await;
+                        continue;
+                    }
+                },
+            };
+            if sees(&self.caller, &record).is_ok() && self.is_new(&record) {
+                return Some(LiveUpdate::Delivery { delivery: DeliveryView::from(&record) });
+            }
+        }
+    }
+
+    fn is_new(&mut self, record: &DeliveryRecord) -> bool {
+        let known = self.versions.get(&record.delivery_id);
+        if known.is_some_and(|known| record.version <= *known) {
+            return false;
+        }
+        if known.is_none() && self.versions.len() >= REMEMBERED_VERSIONS {
+            // Forgetting costs at most that a watcher is told something twice.
+            self.versions.clear();
+        }
+        self.versions.insert(record.delivery_id, record.version);
+        true
+    }
+
+    /// The newest deliveries and all open ones, oldest first. Where delivery does not answer, its stream breaks, too,
+    /// and this is asked again after the reconnect.
+    async fn current(&self) -> VecDeque<DeliveryRecord> {
+        let delivery = &self.gateway.services.delivery;
+        let mut records = VecDeque::new();
+        let mut cursor: Option<String> = None;
+        for page_number in 0..FIRST_PAGES {
+            let limit = MAX_PAGE.to_string();
+            let parameters = [("cursor", cursor.as_deref()), ("limit", Some(limit.as_str()))];
+            let path = super::request::with_query("/deliveries", &parameters);
+            let request = delivery.request_as(&self.caller.token, Method::GET, &path);
+            let Ok(page) = delivery.fetch::<Page<DeliveryRecord>>(request).await else { break };
+            let kept = page.items.into_iter().filter(|record| page_number == 0 || !record.stage.is_terminal());
+            for record in kept {
+                records.push_front(record);
+            }
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        records
+    }
+}

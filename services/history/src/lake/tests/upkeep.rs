@@ -1,0 +1,151 @@
+//! Compaction, checkpoints and vacuum: the lake stays quick, and no reader notices.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use contracts::events::DeliveryRecord;
+use object_store::{ObjectStoreExt, path::Path};
+
+use super::{Bench, some};
+use crate::{
+    domain::{DeliveryRow, Key},
+    fixtures::at,
+    lake::{CompactionLimits, KeyCache, Table, Writer, compact, files::View, parquet_file, vacuum},
+};
+
+const EAGER: CompactionLimits =
+    CompactionLimits { max_small_files: 4, small_rows: 40, target_rows: 60, target_bytes: u64::MAX };
+
+/// A lake of one small file per five deliveries.
+async fn many_small_files(bench: &Bench, writer: &mut Writer<DeliveryRow>, files: u64) -> Vec<DeliveryRecord> {
+    let records = some(files * 5, at(1, 8));
+    for (number, part) in records.chunks(5).enumerate() {
+        bench.publish(part).await;
+        bench.read_all(writer, &format!("reader-{number}")).await;
+        writer.flush().await.unwrap();
+    }
+    records
+}
+
+async fn keys_in(table: &Table, view: &View) -> Vec<Key> {
+    let mut keys = Vec::new();
+    for file in view.files() {
+        let bytes = table.store().get(&Path::parse(&file.path).unwrap()).await.unwrap().bytes().await.unwrap();
+        for batch in parquet_file::decode(bytes, None).unwrap() {
+            parquet_file::keys_of(&batch, &mut keys).unwrap();
+        }
+    }
+    keys
+}
+
+#[tokio::test]
+async fn a_compaction_shows_every_row_once_in_every_version() {
+    let bench = Bench::new().await;
+    let (table, cache) = (bench.table().await, Arc::new(KeyCache::default()));
+    let mut writer = Writer::new(table.clone(), cache.clone());
+    let records = many_small_files(&bench, &mut writer, 20).await;
+    let replaced = compact(&table, &cache, EAGER).await.unwrap();
+    assert!(replaced >= 16, "{replaced} files were replaced");
+    assert!(table.view().files().count() <= 5);
+    let newest = table.view().version;
+    let mut seen = 0;
+    for version in 0..=newest {
+        let view = table.view_at(version).await.unwrap();
+        let keys = keys_in(&table, &view).await;
+        let distinct: HashSet<&Key> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len(), "version {version} shows a row twice");
+        assert!(keys.len() >= seen, "version {version} misses rows");
+        seen = keys.len();
+    }
+    assert_eq!(seen, records.len());
+    bench.assert_holds(&records).await;
+    // What was compacted is still recognised.
+    bench.publish(&records[..30]).await;
+    bench.read_all(&mut writer, "again").await;
+    assert_eq!(writer.flush().await.unwrap().rows, 0);
+    assert_eq!(compact(&table, &cache, EAGER).await.unwrap(), 0, "there is nothing left to do");
+}
+
+#[tokio::test]
+async fn two_replicas_compact_the_same_files_once() {
+    let bench = Bench::new().await;
+    let mut writer = bench.writer().await;
+    let records = many_small_files(&bench, &mut writer, 12).await;
+    let (one, other) = (bench.table().await, bench.table().await);
+    let (one_cache, other_cache) = (KeyCache::default(), KeyCache::default());
+    let (first, second) = tokio::join!(compact(&one, &one_cache, EAGER), compact(&other, &other_cache, EAGER));
+    assert!(first.unwrap() + second.unwrap() >= 8);
+    bench.assert_holds(&records).await;
+}
+
+#[tokio::test]
+async fn compacted_files_are_ordered_by_delivery() {
+    let bench = Bench::new().await;
+    let (table, cache) = (bench.table().await, Arc::new(KeyCache::default()));
+    let mut writer = Writer::new(table.clone(), cache.clone());
+    many_small_files(&bench, &mut writer, 8).await;
+    let limits = CompactionLimits { target_rows: 1_000, ..EAGER };
+    compact(&table, &cache, limits).await.unwrap();
+    assert_eq!(table.view().files().count(), 1);
+    let keys = keys_in(&table, &table.view()).await;
+    assert!(keys.is_sorted());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_carries_files_and_offsets() {
+    let bench = Bench::new().await;
+    let (table, cache) = (bench.table().await, Arc::new(KeyCache::default()));
+    let mut writer = Writer::new(table.clone(), cache.clone());
+    let records = many_small_files(&bench, &mut writer, 55).await;
+    table.checkpoint().await.unwrap();
+    assert!(bench.folder.path().join("lake/deliveries/_delta_log/_last_checkpoint").is_file());
+    let reopened = bench.table().await;
+    let paths = |view: &View| view.files().map(|file| file.path.clone()).collect::<HashSet<_>>();
+    assert_eq!(paths(&reopened.view()), paths(&table.view()));
+    for file in reopened.view().files() {
+        assert!(file.stats.rows == 5 && file.stats.customers.0 == "alice", "statistics survive: {file:?}");
+    }
+    let mut restarted = bench.writer().await;
+    bench.read_all(&mut restarted, "restarted").await;
+    assert_eq!(restarted.rows(), 0, "offsets survive");
+    bench.assert_holds(&records).await;
+}
+
+#[tokio::test]
+async fn a_vacuum_deletes_replaced_files_and_orphans_after_the_retention_only() {
+    let bench = Bench::new().await;
+    let (table, cache) = (bench.table().await, Arc::new(KeyCache::default()));
+    let mut writer = Writer::new(table.clone(), cache.clone());
+    let mut records = many_small_files(&bench, &mut writer, 8).await;
+    compact(&table, &cache, CompactionLimits { target_rows: 1_000, ..EAGER }).await.unwrap();
+    let late = some(3, at(1, 12));
+    bench.publish(&late).await;
+    let mut paused = bench.writer().await;
+    bench.read_all(&mut paused, "paused").await;
+    let paused_table = bench.table().await;
+    let mut held_up = paused_table.lock().await.unwrap();
+    let prepared = paused.prepare(&mut held_up).await.unwrap();
+
+    let retention = Duration::from_secs(3_600);
+    assert_eq!(vacuum(&table, retention).await.unwrap(), 0);
+    bench.clock.advance(chrono::Duration::minutes(61));
+    assert_eq!(vacuum(&table, retention).await.unwrap(), 9, "eight replaced files and an orphan");
+    bench.assert_holds(&records).await;
+
+    // The orphan's writer wakes up: its files are gone, so it must not commit them.
+    assert!(paused.finish(&mut held_up, prepared).await.is_err());
+    drop(held_up);
+    assert_eq!(paused.flush().await.unwrap().rows, 3);
+    records.extend(late);
+    bench.assert_holds(&records).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_slept_for_long_reads_the_table_anew() {
+    let bench = Bench::new().await;
+    let sleeper = bench.table().await;
+    let mut writer = bench.writer().await;
+    many_small_files(&bench, &mut writer, 3).await;
+    bench.clock.advance(chrono::Duration::hours(2));
+    assert_eq!(sleeper.lock().await.unwrap().view().files().count(), 3);
+    assert_eq!(sleeper.view().version, 3);
+}

@@ -1,0 +1,5 @@
+//! The history service as a process of its own.
+
+fn main() -> anyhow::Result<()> {
+    chassis::main("history", history::run)
+}

@@ -1,0 +1,113 @@
+//! Where packages lie: the seam between rules and engines. Atomic per package; the batch is only for speed.
+
+#[cfg(test)]
+pub(crate) mod contract;
+#[cfg(test)]
+pub(crate) mod samples;
+mod sqlite;
+
+use std::{future::Future, sync::Arc};
+
+use async_trait::async_trait;
+use contracts::{
+    Clock, DeliveryId, Timestamp,
+    commands::PackageOutcome,
+    events::{PackageRecord, PackageState},
+};
+use messaging::{
+    Batcher,
+    batch::Limits,
+    outbox::{OutboxSignal, OutboxSource},
+};
+
+use crate::domain::Command;
+
+/// Requests that share a transaction.
+const INGEST_LIMITS: Limits = Limits {
+    // Each carries at most 512 commands: a full house is some 16,000 rows, written in a fraction of a second.
+    max_batch: 32,
+    // Requests of a few dozen replicas' sagas; past that, callers wait.
+    queue: 128,
+    // The embedded store has one writer: what waits for it becomes the next batch.
+    concurrency: 1,
+};
+
+/// Why the store did not do as asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// It cannot be reached, or it failed; nothing is known to have happened.
+    #[error("the package store is unavailable")]
+    Unavailable(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The URL names no store.
+    #[error("'{0}' is not a package store: expected sqlite:PATH")]
+    UnknownScheme(String),
+}
+
+/// A command's outcome, or why there is none.
+pub(crate) type Applied = Result<PackageOutcome, StoreError>;
+
+/// A store of packages.
+#[async_trait]
+pub(crate) trait Store: Send + Sync + 'static {
+    /// Carries out commands in order: one outcome for each. A package's new state and the event that tells it are
+    /// durable together before the outcome; a command that fails does not fail those about other packages.
+    async fn apply(&self, commands: &[Command]) -> Vec<Applied>;
+
+    /// The package, or its tombstone.
+    async fn find(&self, delivery_id: DeliveryId) -> Result<Option<PackageRecord>, StoreError>;
+
+    /// Forgets packages that ended before `ended_before` and whose events have all left, at most `limit`; answers how
+    /// many.
+    async fn sweep(&self, ended_before: Timestamp, limit: u32) -> Result<u64, StoreError>;
+
+    /// Whether it answers.
+    async fn ready(&self) -> Result<(), StoreError>;
+}
+
+/// A store, and where its events leave.
+pub(crate) struct Opened {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) outbox: Arc<dyn OutboxSource>,
+    pub(crate) signal: OutboxSignal,
+}
+
+/// Opens the store that a URL names.
+pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
+    match url.split_once(':') {
+        Some(("sqlite", path)) => sqlite::open(path, clock).await,
+        _ => Err(StoreError::UnknownScheme(url.to_owned())),
+    }
+}
+
+/// The queue in front of a store: concurrent requests share a transaction.
+pub(crate) type Ingest = Batcher<Vec<Command>, Vec<Applied>>;
+
+/// The queue in front of `store`, and the worker to run.
+pub(crate) fn ingest(store: Arc<dyn Store>) -> (Ingest, impl Future<Output = ()> + Send + 'static) {
+    Batcher::new(INGEST_LIMITS, move |requests: Vec<Vec<Command>>| {
+        let store = store.clone();
+        async move {
+            let sizes: Vec<_> = requests.iter().map(Vec::len).collect();
+            let commands: Vec<_> = requests.into_iter().flatten().collect();
+            let mut outcomes = store.apply(&commands).await.into_iter();
+            sizes.into_iter().map(|size| outcomes.by_ref().take(size).collect()).collect()
+        }
+    })
+}
+
+/// A package as the audit sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditPackage {
+    /// The package's id is its delivery's.
+    pub delivery_id: DeliveryId,
+    /// Where it stands.
+    pub state: PackageState,
+}
+
+/// Every row of the raw table, for the audit.
+pub async fn audit_scan(store_url: &str) -> anyhow::Result<Vec<AuditPackage>> {
+    match store_url.split_once(':') {
+        Some(("sqlite", path)) => Ok(sqlite::audit_scan(path).await?),
+        _ => Err(StoreError::UnknownScheme(store_url.to_owned()).into()),
+    }
+}

@@ -1,0 +1,117 @@
+//! The simulator on its own: `simulator run` against a gateway, `simulator city` to draw the map.
+
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args as _, FromArgMatches as _, Parser, Subcommand};
+use contracts::{Clock as _, SystemClock};
+use simulator::{Config, Progress};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// How often the progress is said.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+
+/// Drones that fly and customers that order, through the gateway's public API
+#[derive(Debug, Parser)]
+#[command(name = "simulator", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fly and order (the default)
+    Run(#[command(flatten)] Config),
+    /// Make the city's map as GeoJSON
+    City {
+        /// The same seed makes the same city
+        #[arg(long, default_value_t = 7)]
+        seed: u64,
+        /// Where to write it; to the standard output unless given
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match parse() {
+        Command::City { seed, out } => draw_city(seed, out),
+        Command::Run(config) => {
+            let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(run(config))
+        }
+    }
+}
+
+/// `run` may be left out: then all options are its own.
+fn parse() -> Command {
+    let first = std::env::args().nth(1);
+    let named = ["run", "city", "help", "--help", "-h", "--version", "-V"];
+    if first.as_deref().is_some_and(|first| named.contains(&first)) {
+        return CommandLine::parse().command;
+    }
+    let matches = Config::augment_args(clap::Command::new("simulator")).get_matches();
+    Command::Run(Config::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+}
+
+fn draw_city(seed: u64, out: Option<PathBuf>) -> anyhow::Result<()> {
+    let map = simulator::generate_city(seed);
+    match out {
+        Some(path) => std::fs::write(&path, map).with_context(|| format!("{} cannot be written", path.display())),
+        None => std::io::stdout().write_all(map.as_bytes()).context("the map cannot be written"),
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let progress = Arc::new(Progress::default());
+    let mut companions = JoinSet::new();
+    companions.spawn(cancel_on_signal(shutdown.clone()));
+    companions.spawn(say_progress(Arc::clone(&progress)));
+    let summary = simulator::run(config, Arc::new(SystemClock), shutdown, progress).await?;
+    companions.shutdown().await;
+    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&summary)?)?;
+    Ok(())
+}
+
+async fn cancel_on_signal(shutdown: CancellationToken) {
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+    shutdown.cancel();
+}
+
+async fn say_progress(progress: Arc<Progress>) {
+    loop {
+        SystemClock.sleep(PROGRESS_EVERY).await;
+        tracing::info!(
+            accepted = progress.accepted.load(Relaxed),
+            refused = progress.refused.load(Relaxed),
+            errors = progress.errors.load(Relaxed),
+            missions = progress.missions.load(Relaxed),
+            flown = progress.flown.load(Relaxed),
+            reports = progress.reports_accepted.load(Relaxed),
+            p99_ms = progress.post_latency.quantile(0.99).as_millis() as u64,
+            "progress"
+        );
+    }
+}

@@ -1,0 +1,5 @@
+//! The tracking service as a process of its own.
+
+fn main() -> anyhow::Result<()> {
+    chassis::main("tracking", tracking::run)
+}
