@@ -1,1 +1,15 @@
-//! all-in-one.
+//! Starts every service in one process over loopback HTTP, on embedded stores in one folder; and the tools around it.
+//!
+//! Invariants:
+//! - no second code path for "local": services talk HTTP here as they do anywhere;
+//! - one process a folder: a lock says so.
+
+pub mod audit;
+mod cli;
+mod data_dir;
+mod progress;
+mod remote;
+pub mod system;
+
+pub use cli::main;
+pub use data_dir::{DataDir, DataDirError};

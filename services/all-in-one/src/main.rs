@@ -1,2 +1,7 @@
-//! Starts every service in one process.
-fn main() {}
+//! Every service in one process: the default of `cargo run`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    all_in_one::main()
+}

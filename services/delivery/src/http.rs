@@ -1,6 +1,6 @@
 //! The service's HTTP interface, and the only mapping from its errors to statuses.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use auth::{Action, Identity};
 use axum::{
@@ -21,7 +21,7 @@ use contracts::{
     events::DeliveryRecord,
 };
 use futures::{StreamExt, stream};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
@@ -273,9 +273,19 @@ async fn statuses(
     Ok(Json(answer))
 }
 
-async fn sagas(State(state): State<AppState>, caller: Caller) -> Result<Json<Summary>, ApiError> {
+/// What the operator sees of the sagas.
+#[derive(Serialize)]
+struct Sagas {
+    #[serde(flatten)]
+    summary: Summary,
+    /// Events committed by this process, by kind.
+    since_start: BTreeMap<&'static str, u64>,
+}
+
+async fn sagas(State(state): State<AppState>, caller: Caller) -> Result<Json<Sagas>, ApiError> {
     caller.may(&Action::Operate)?;
-    Ok(Json(state.ledger.store.summary(state.ledger.clock.now()).await?))
+    let summary = state.ledger.store.summary(state.ledger.clock.now()).await?;
+    Ok(Json(Sagas { summary, since_start: state.ledger.committed() }))
 }
 
 async fn ready(State(state): State<AppState>) -> Result<&'static str, ApiError> {

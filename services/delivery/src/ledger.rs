@@ -1,8 +1,14 @@
 //! The way every change takes to the store: stamped, with its events, in a batch with whatever else is written.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use contracts::{Clock, DeliveryId, Timestamp};
+use contracts::{
+    Clock, DeliveryId, Timestamp,
+    events::{DeliveryEventKind, EventKind},
+};
 use messaging::{Batcher, batch::Limits};
 
 use crate::{
@@ -27,6 +33,8 @@ pub(crate) struct Ledger {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) live: Live,
     pub(crate) clock: Arc<dyn Clock>,
+    /// Events committed by this process, by kind.
+    committed: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     saves: Batcher<Change, Result<(), StoreError>>,
 }
 
@@ -46,7 +54,7 @@ impl Ledger {
             worker.await;
             Ok(())
         });
-        Self { store, live, clock, saves }
+        Self { store, live, clock, committed: Arc::default(), saves }
     }
 
     /// Writes a new delivery.
@@ -79,6 +87,7 @@ impl Ledger {
         let results = self.store.save(&changes).await;
         for (change, result) in changes.iter().zip(&results) {
             if result.is_ok() {
+                self.count(&kinds(change));
                 self.live.tell(&change.delivery.record);
             }
         }
@@ -141,14 +150,32 @@ impl Ledger {
     }
 
     async fn write(&self, change: Change) -> Result<(), StoreError> {
-        let record = change.delivery.record.clone();
+        let (record, kinds) = (change.delivery.record.clone(), kinds(&change));
         self.saves.call(change).await.map_err(|closed| StoreError::Unavailable(Arc::new(closed)))??;
+        self.count(&kinds);
         self.live.tell(&record);
         Ok(())
+    }
+
+    fn count(&self, kinds: &[&'static str]) {
+        let mut committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        for kind in kinds {
+            *committed.entry(kind).or_insert(0) += 1;
+        }
+    }
+
+    /// Events that this process has committed, by kind.
+    pub(crate) fn committed(&self) -> BTreeMap<&'static str, u64> {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// One delivery.
     pub(crate) async fn load(&self, id: DeliveryId) -> Result<Option<Delivery>, StoreError> {
         Ok(self.store.load(&[id]).await?.into_iter().next())
     }
+}
+
+fn kinds(change: &Change) -> Vec<&'static str> {
+    let kind = |event: &contracts::events::CloudEvent| DeliveryEventKind::parse(&event.kind);
+    change.events.iter().filter_map(kind).map(|kind| kind.as_str()).collect()
 }

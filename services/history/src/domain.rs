@@ -4,7 +4,8 @@ use chrono::NaiveDate;
 use contracts::{
     DeliveryId, Timestamp,
     events::{
-        CloudEvent, DecodeError, DeliveryEvent, DeliveryEventKind, DeliveryRecord, PositionEvent, PositionSample,
+        CloudEvent, DecodeError, DeliveryEvent, DeliveryEventKind, DeliveryRecord, EventKind, PositionEvent,
+        PositionSample,
     },
 };
 use uuid::Uuid;

@@ -1,1 +1,111 @@
-//! lookup.
+//! Fast lookup of recent history: the deliveries that finished within the last 30 days, by customer and by id.
+//!
+//! Events in: `delivery.events`, the terminal ones. Events out: none.
+//!
+//! Invariants:
+//! - a delivery is stored once, as its highest version tells it, whatever the order of its events and however often;
+//! - every read but the services' own names the customer, which is the shard key;
+//! - nothing here is the only copy: the lake has everything, for ever.
+
+mod domain;
+mod events;
+mod http;
+mod store;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use chassis::Node;
+use clap::Args;
+use contracts::{Clock, events::Topic};
+use messaging::{Consumer, outbox::chain};
+use tokio_util::sync::CancellationToken;
+
+pub use domain::RETENTION;
+pub use store::{AuditLookup, audit_scan};
+
+use crate::{events::FinishedDeliveries, store::Store};
+
+/// How often the retention is looked after: a minute's surplus is small.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// Rows deleted in one transaction: some milliseconds, so that the consumer hardly waits.
+const SWEEP_BATCH: u32 = 1_000;
+
+/// What the service is configured by.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// The store: sqlite:PATH.
+    #[arg(long = "lookup-store", env = "LOOKUP_STORE")]
+    pub store: String,
+}
+
+/// Runs the service until the node's shutdown.
+pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
+    let store = store::open(&config.store).await.context("LOOKUP_STORE cannot be opened")?;
+    let router = http::router(&node, store.clone());
+    let handler = FinishedDeliveries { store: store.clone(), clock: node.clock.clone() };
+    let consumer = Consumer { log: node.log, clock: node.clock.clone(), group: "lookup", topics: &[Topic::Delivery] };
+    let shutdown = node.shutdown;
+    let (consuming, sweeping) = (shutdown.clone(), shutdown.clone());
+    let mut tasks = chassis::supervise::Tasks::new();
+    tasks.spawn(async move {
+        consumer.run(handler, consuming).await;
+        Ok(())
+    });
+    tasks.spawn(sweep(store, node.clock, sweeping));
+    tasks.spawn(chassis::serve(node.listener, router, shutdown.clone()));
+    chassis::supervise("lookup", tasks, shutdown).await
+}
+
+/// The janitor: forgets what finished longer ago than the retention.
+async fn sweep(store: Arc<dyn Store>, clock: Arc<dyn Clock>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = clock.sleep(SWEEP_EVERY) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        while !shutdown.is_cancelled() {
+            match store.sweep(clock.now() - RETENTION, SWEEP_BATCH).await {
+                Ok(swept) if swept == u64::from(SWEEP_BATCH) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "old deliveries could not be swept");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::{ManualClock, until};
+
+    use super::*;
+    use crate::store::{
+        contract::Subject,
+        samples::{at, finished, row},
+    };
+
+    #[tokio::test]
+    async fn the_janitor_forgets_what_is_older_than_the_retention() {
+        let subject = Subject::open(|folder| format!("sqlite:{}", folder.join("lookup.db").display())).await;
+        let clock = Arc::new(ManualClock::at(at(0)));
+        let old = finished(1, "alice", at(0));
+        let young = finished(2, "alice", at(0) + RETENTION);
+        subject.store.upsert(&[row(&old), row(&young)]).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let mut tasks = chassis::supervise::Tasks::new();
+        tasks.spawn(sweep(subject.store.clone(), clock.clone(), shutdown.clone()));
+        until("the sweep", || async {
+            clock.advance(Duration::from_hours(4));
+            let kept = subject.store.contains(&[old.delivery_id, young.delivery_id]).await.unwrap();
+            (kept == [young.delivery_id]).then_some(())
+        })
+        .await;
+        assert!(clock.now() - at(0) >= RETENTION);
+        shutdown.cancel();
+        tasks.join_next().await.unwrap().unwrap().unwrap();
+    }
+}

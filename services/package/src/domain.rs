@@ -6,7 +6,9 @@ use contracts::{
     CustomerId, DeliveryId, Region, Stage, Timestamp,
     api::PackageSpec,
     commands::{PackageOutcome, Refusal, RegisterPackage, WithdrawPackage},
-    events::{DeliveryEvent, DeliveryEventKind, DeliveryRecord, PackageEvent, PackageEventKind, PackageRecord, PackageState},
+    events::{
+        DeliveryEvent, DeliveryEventKind, DeliveryRecord, PackageEvent, PackageEventKind, PackageRecord, PackageState,
+    },
 };
 use uuid::Uuid;
 
@@ -208,11 +210,7 @@ fn decide_register(current: Option<&Package>, register: &RegisterPackage, now: T
         registered_at: Some(now),
         updated_at: now,
     };
-    Decision {
-        outcome: PackageOutcome::Done,
-        package: Some(package),
-        tells: Some(PackageEventKind::PackageRegistered),
-    }
+    Decision { outcome: PackageOutcome::Done, package: Some(package), tells: Some(PackageEventKind::PackageRegistered) }
 }
 
 fn decide_end(current: Option<&Package>, end: &PackageEnd, fence: u64, now: Timestamp) -> Decision {

@@ -57,12 +57,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         clock: node.clock.clone(),
         owner: node.instance,
     };
-    let consumer = Consumer {
-        log: node.log,
-        clock: node.clock.clone(),
-        group: "package",
-        topics: &[Topic::Delivery],
-    };
+    let consumer = Consumer { log: node.log, clock: node.clock.clone(), group: "package", topics: &[Topic::Delivery] };
     let ends = DeliveryEnds { store: opened.store.clone() };
     let shutdown = node.shutdown;
     let (relaying, consuming, sweeping) = (shutdown.clone(), shutdown.clone(), shutdown.clone());
@@ -101,5 +96,36 @@ async fn sweep(store: Arc<dyn Store>, clock: Arc<dyn Clock>, shutdown: Cancellat
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::until;
+
+    use super::*;
+    use crate::store::{
+        contract::Subject,
+        samples::{id, register, withdraw},
+    };
+
+    #[tokio::test]
+    async fn the_janitor_forgets_ended_packages_after_eight_days() {
+        let subject = Subject::open(|folder| format!("sqlite:{}", folder.join("package.db").display())).await;
+        let store = subject.opened.store.clone();
+        store.apply(&[register(1, 1), withdraw(2, 1)]).await;
+        let shutdown = CancellationToken::new();
+        let mut tasks = chassis::supervise::Tasks::new();
+        tasks.spawn(sweep(store.clone(), subject.clock.clone(), shutdown.clone()));
+        let started = subject.clock.now();
+        until("the sweep", || async {
+            subject.clock.advance(Duration::from_hours(1));
+            store.find(id(2)).await.unwrap().is_none().then_some(())
+        })
+        .await;
+        assert!(subject.clock.now() - started >= KEEP_ENDED);
+        assert!(store.find(id(1)).await.unwrap().is_some());
+        shutdown.cancel();
+        tasks.join_next().await.unwrap().unwrap().unwrap();
     }
 }

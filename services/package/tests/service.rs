@@ -1,5 +1,7 @@
 //! The package service as its callers meet it: over HTTP and the event log.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it needs by failing")]
+
 use std::sync::Arc;
 
 use contracts::{

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 pub struct Config {
     /// Where the gateway answers
-    #[arg(long, env = "GATEWAY_URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(long, visible_alias = "url", env = "GATEWAY_URL", default_value = "http://127.0.0.1:8080")]
     pub gateway_url: String,
 
     /// Drones in the air and at the bases

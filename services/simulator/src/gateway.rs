@@ -151,7 +151,10 @@ impl Gateway {
     /// The gateway at `url`; nothing is asked yet.
     pub(crate) fn new(url: &str, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         let parsed = reqwest::Url::parse(url).with_context(|| format!("the gateway's address {url} is not a URL"))?;
-        anyhow::ensure!(matches!(parsed.scheme(), "http" | "https"), "the gateway's address {url} is not http or https");
+        anyhow::ensure!(
+            matches!(parsed.scheme(), "http" | "https"),
+            "the gateway's address {url} is not http or https"
+        );
         // A proxy of the environment is not meant for a load of this kind.
         let builder = || reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
         let requests = builder().timeout(REQUEST_TIMEOUT).pool_max_idle_per_host(IDLE_CONNECTIONS).build()?;

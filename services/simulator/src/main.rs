@@ -3,6 +3,7 @@
 use std::{
     io::Write as _,
     path::PathBuf,
+    process::ExitCode,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -41,8 +42,15 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match parse() {
+fn main() -> ExitCode {
+    let Err(error) = execute(parse()) else { return ExitCode::SUCCESS };
+    // Where even that cannot be written there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::City { seed, out } => draw_city(seed, out),
         Command::Run(config) => {
             let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

@@ -98,7 +98,7 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
-    use crate::domain::tests::{flying, id};
+    use crate::fixtures::{flying, id};
 
     #[tokio::test]
     async fn a_slow_watcher_is_skipped_ahead_and_nothing_goes_back() {

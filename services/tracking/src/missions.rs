@@ -8,13 +8,17 @@ use std::{
     time::Duration,
 };
 
-use contracts::{Clock, commands::{Mission, MissionUpdate}};
+use contracts::{
+    Clock, Timestamp,
+    commands::{Mission, MissionUpdate},
+};
 use futures::Stream;
 use messaging::outbox::chain;
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    domain::Flight,
     live::Live,
     store::{Audience, LoggedMission, Store, Unavailable},
 };
@@ -49,18 +53,15 @@ impl Missions {
     /// The missions of an audience now, by delivery.
     pub(crate) async fn list(&self, audience: &Audience) -> Result<Vec<Mission>, Unavailable> {
         let flights = self.store.missions(audience).await?;
-        let mut missions: Vec<_> = flights.iter().filter_map(crate::domain::Flight::mission).collect();
+        let mut missions: Vec<_> = flights.iter().filter_map(Flight::mission).collect();
         missions.sort_unstable_by_key(|mission| mission.delivery_id);
         Ok(missions)
     }
 
     /// The missions of an audience: a snapshot, then what changes. A watcher that lags gets a snapshot again.
     pub(crate) fn watch(&self, audience: Audience) -> impl Stream<Item = Arc<MissionUpdate>> + Send + 'static {
-        let watcher = Watcher { updates: Some(self.subscribe(&audience)), missions: self.clone(), audience };
-        futures::stream::unfold((watcher, true), |(mut watcher, behind)| async move {
-            let update = if behind { watcher.snapshot().await } else { watcher.next().await };
-            Some((update, (watcher, false)))
-        })
+        let watcher = Watcher { missions: self.clone(), audience, updates: None };
+        futures::stream::unfold(watcher, |mut watcher| async move { Some((watcher.next().await, watcher)) })
     }
 
     fn subscribe(&self, audience: &Audience) -> broadcast::Receiver<Arc<MissionUpdate>> {
@@ -93,7 +94,7 @@ impl Missions {
             let (delivery_id, drone_id, attempt) = (note.delivery_id, note.drone_id, note.attempt);
             let update = if note.assigned {
                 // Over already: its recall is a later line.
-                let mission = flights.get(&delivery_id).and_then(crate::domain::Flight::mission);
+                let mission = flights.get(&delivery_id).and_then(Flight::mission);
                 let Some(mission) = mission.filter(|mission| mission.attempt == attempt) else { continue };
                 MissionUpdate::Assigned { mission }
             } else {
@@ -117,15 +118,16 @@ impl Missions {
 struct Watcher {
     missions: Missions,
     audience: Audience,
+    /// None before the first snapshot.
     updates: Option<broadcast::Receiver<Arc<MissionUpdate>>>,
 }
 
 impl Watcher {
     async fn next(&mut self) -> Arc<MissionUpdate> {
-        if let Some(updates) = &mut self.updates {
-            if let Ok(update) = updates.recv().await {
-                return update;
-            }
+        if let Some(updates) = &mut self.updates
+            && let Ok(update) = updates.recv().await
+        {
+            return update;
         }
         self.snapshot().await
     }
@@ -153,20 +155,28 @@ impl Drop for Watcher {
     }
 }
 
-/// Tails the mission log for the watchers of missions, and the watched flights for the live view.
+/// Tails the mission log for the watchers of missions, and asks for the watched flights that others have moved.
 pub(crate) struct Feed {
-    pub(crate) missions: Missions,
-    pub(crate) live: Live,
+    missions: Missions,
+    live: Live,
     /// Wakes it early.
-    pub(crate) wake: Arc<Notify>,
+    wake: Arc<Notify>,
+    /// The last line that was read; none before the first turn.
+    position: Option<u64>,
+    /// When the watched flights are asked for next. This instance's own changes reach their watchers without that.
+    live_due: Timestamp,
 }
 
 impl Feed {
+    /// A feed for those who watch missions and flights.
+    pub(crate) fn new(missions: Missions, live: Live, wake: Arc<Notify>) -> Self {
+        Self { missions, live, wake, position: None, live_due: Timestamp::UNIX_EPOCH }
+    }
+
     /// Runs until `shutdown`. What was committed before is in every watcher's snapshot.
-    pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let mut position = None;
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
-            let pause = match self.turn(&mut position).await {
+            let pause = match self.turn().await {
                 Ok(true) => continue,
                 Ok(false) => POLL,
                 Err(error) => {
@@ -182,30 +192,136 @@ impl Feed {
         }
     }
 
-    /// One page of the log and the watched flights; true where there may be more.
-    async fn turn(&self, position: &mut Option<u64>) -> Result<bool, Unavailable> {
-        let store = &self.missions.store;
-        let after = match *position {
-            Some(after) => after,
-            None => {
-                let end = store.mission_log_end().await?;
-                // Watchers that came before the position was known may have missed something.
-                self.missions.restart();
-                *position.insert(end)
-            }
+    /// One page of the log, and now and then the watched flights; true where there may be more.
+    async fn turn(&mut self) -> Result<bool, Unavailable> {
+        let store = self.missions.store.clone();
+        let now = self.missions.clock.now();
+        if now >= self.live_due {
+            self.live.publish(&store.moved(&self.live.versions()).await?);
+            self.live_due = now + POLL;
+        }
+        let Some(after) = self.position else {
+            self.position = Some(store.mission_log_end().await?);
+            // Watchers that came before the position was known may have missed something.
+            self.missions.restart();
+            return Ok(true);
         };
         let lines = store.mission_log(after, LOG_PAGE).await?;
+        let (Some(first), Some(last)) = (lines.first(), lines.last()) else { return Ok(false) };
+        let (first, last) = (first.number, last.number);
         let more = lines.len() == LOG_PAGE as usize;
-        if let (Some(first), Some(last)) = (lines.first().map(|line| line.number), lines.last().map(|line| line.number)) {
-            if first == after + 1 {
-                self.missions.announce(lines).await?;
-            } else {
-                // This process was stopped for longer than the log is kept.
-                self.missions.restart();
-            }
-            *position = Some(last);
+        if first == after + 1 {
+            self.missions.announce(lines).await?;
+        } else {
+            // This process was stopped for longer than the log is kept.
+            self.missions.restart();
         }
-        self.live.publish(&store.moved(&self.live.versions()).await?);
+        self.position = Some(last);
         Ok(more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use contracts::Stage;
+    use futures::StreamExt;
+
+    use super::*;
+    use crate::fixtures::{BASE, Bench, close, drone, id, open, report, sqlite};
+
+    fn summary(update: &MissionUpdate) -> String {
+        match update {
+            MissionUpdate::Snapshot { missions } => format!("snapshot of {}", missions.len()),
+            MissionUpdate::Assigned { mission } => format!("assigned {} {}", mission.delivery_id.0.as_u128(), mission.attempt),
+            MissionUpdate::Recalled { delivery_id, attempt, .. } => {
+                format!("recalled {} {attempt}", delivery_id.0.as_u128())
+            }
+        }
+    }
+
+    fn base() -> Audience {
+        Audience::Base(BASE.parse().unwrap())
+    }
+
+    fn run_feed(bench: &mut Bench) {
+        bench.tasks.spawn(bench.feed.take().unwrap().run(CancellationToken::new()));
+    }
+
+    #[tokio::test]
+    async fn a_watcher_sees_a_snapshot_then_what_changes() {
+        let (_folder, opened) = sqlite().await;
+        let mut bench = Bench::over(&opened);
+        bench.open(open(1, 1, 1)).await;
+        let mut of_base = pin!(bench.missions.watch(base()));
+        let mut of_drone = pin!(bench.missions.watch(Audience::Drone(drone(1, 2))));
+        // Both subscribe with their first read; the feed's start is seen as a second snapshot.
+        assert_eq!(summary(&of_base.next().await.unwrap()), "snapshot of 1");
+        assert_eq!(summary(&of_drone.next().await.unwrap()), "snapshot of 0");
+        run_feed(&mut bench);
+        assert_eq!(summary(&of_base.next().await.unwrap()), "snapshot of 1");
+        assert_eq!(summary(&of_drone.next().await.unwrap()), "snapshot of 0");
+        bench.open(open(1, 2, 1)).await;
+        assert_eq!(summary(&of_base.next().await.unwrap()), "recalled 1 1");
+        assert_eq!(summary(&of_base.next().await.unwrap()), "assigned 1 2");
+        assert_eq!(summary(&of_drone.next().await.unwrap()), "assigned 1 2");
+        bench.close(close(1, 2, 1, Stage::HeadedToDropoff)).await;
+        assert_eq!(summary(&of_base.next().await.unwrap()), "recalled 1 2");
+        assert_eq!(summary(&of_drone.next().await.unwrap()), "recalled 1 2");
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_lags_gets_a_snapshot() {
+        let (_folder, opened) = sqlite().await;
+        let mut bench = Bench::over(&opened);
+        let mut feed = bench.feed.take().unwrap();
+        feed.turn().await.unwrap();
+        let mut slow = Box::pin(bench.missions.watch(base()));
+        assert_eq!(summary(&slow.next().await.unwrap()), "snapshot of 0");
+        let many = BUFFERED_UPDATES + 1;
+        let commands = (1..=many as u128).map(|number| open(number, 1, 1)).collect();
+        bench.tracker.open(commands).await;
+        while feed.turn().await.unwrap() {}
+        assert_eq!(summary(&slow.next().await.unwrap()), format!("snapshot of {many}"));
+        bench.close(close(1, 1, 1, Stage::Completed)).await;
+        feed.turn().await.unwrap();
+        assert_eq!(summary(&slow.next().await.unwrap()), "recalled 1 1", "and goes on from there");
+    }
+
+    #[tokio::test]
+    async fn what_another_instance_opens_and_moves_shows_here() {
+        let (_folder, opened) = sqlite().await;
+        let (mut here, there) = (Bench::over(&opened), Bench::over(&opened));
+        there.open(open(1, 1, 1)).await;
+        let mut updates = Box::pin(here.missions.watch(base()));
+        updates.next().await;
+        let mut live = Box::pin(here.live.watch(id(1)).into_stream());
+        run_feed(&mut here);
+        assert_eq!(summary(&updates.next().await.unwrap()), "snapshot of 1");
+        assert_eq!(live.next().await.unwrap().last, None);
+        there.open(open(2, 1, 1)).await;
+        there.report(vec![report(1, 9, None)]).await;
+        here.clock.advance(POLL);
+        assert_eq!(summary(&updates.next().await.unwrap()), "assigned 2 1");
+        assert_eq!(live.next().await.unwrap().last.unwrap().sequence, 9);
+    }
+
+    #[tokio::test]
+    async fn a_gap_in_the_log_and_the_last_watchers_leaving() {
+        let (_folder, opened) = sqlite().await;
+        let mut bench = Bench::over(&opened);
+        let mut updates = Box::pin(bench.missions.watch(base()));
+        assert_eq!(summary(&updates.next().await.unwrap()), "snapshot of 0");
+        let mut feed = bench.feed.take().unwrap();
+        feed.turn().await.unwrap();
+        assert_eq!(summary(&updates.next().await.unwrap()), "snapshot of 0");
+        bench.open(open(1, 1, 1)).await;
+        opened.store.trim_mission_log(crate::fixtures::at(9), 10).await.unwrap();
+        bench.open(open(2, 1, 1)).await;
+        feed.turn().await.unwrap();
+        assert_eq!(summary(&updates.next().await.unwrap()), "snapshot of 2", "a line is missing: begin again");
+        drop(updates);
+        assert!(bench.missions.watched().is_empty());
     }
 }

@@ -110,7 +110,8 @@ pub fn http_client() -> Result<reqwest::Client, reqwest::Error> {
 }
 
 impl Peer {
-    pub(crate) fn new(
+    /// A client for the service `name` at `url`, speaking as `service`.
+    pub fn new(
         name: &'static str,
         url: &str,
         service: &'static str,

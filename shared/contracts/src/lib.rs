@@ -5,6 +5,7 @@
 //! - an event's schema in `v1/` only ever gains optional fields (see `tests/compatibility.rs`).
 
 pub mod api;
+pub mod asyncapi;
 pub mod clock;
 pub mod commands;
 pub mod events;

@@ -106,8 +106,6 @@ pub struct Claimed {
 pub struct Summary {
     /// Deliveries that are not over.
     pub open: u64,
-    /// Deliveries by stage, with finished ones that are still kept.
-    pub by_stage: std::collections::BTreeMap<String, u64>,
     /// Deliveries whose time has come.
     pub due: u64,
 }

@@ -153,8 +153,8 @@ impl Live {
                     flight = flights.next() => self.take_flight(flight),
                 },
             };
-            if let Ok(update) = update.ok_or(()) {
-                return Some(update);
+            if update.is_some() {
+                return update;
             }
         }
     }
@@ -179,7 +179,10 @@ impl Live {
             let tracking = &self.gateway.services.tracking;
             self.flights = Some(follow(source(&self.gateway, &self.caller, tracking, path, Absent::MayCome), None));
         }
-        let delivery = view(&record, self.parts.as_ref().unwrap_or(&Parts::NONE));
+        let parts = self.parts.get_or_insert(Parts::NONE);
+        let delivery = view(&record, parts);
+        // From here on the flight's own reports tell of the battery.
+        parts.drone = Part::Absent;
         self.last = Some(record);
         Some(LiveUpdate::Delivery { delivery })
     }

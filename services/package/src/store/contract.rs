@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use contracts::{
-    Clock, DeliveryId,
+    DeliveryId,
     commands::{PackageOutcome, Refusal},
     events::{DeliveryEventKind, PackageEvent, PackageEventKind, PackageState},
 };
@@ -201,6 +201,5 @@ pub(crate) async fn a_package_that_was_swept_is_gone_with_its_details(subject: S
 }
 
 pub(crate) async fn it_answers_that_it_is_ready(subject: Subject) {
-    let _: &dyn Clock = &*subject.clock;
     subject.opened.store.ready().await.unwrap();
 }

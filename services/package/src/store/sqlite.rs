@@ -317,10 +317,8 @@ pub(super) async fn audit_scan(path: &str) -> Result<Vec<AuditPackage>, sqlx::Er
     pool.close().await;
     let mut packages = Vec::with_capacity(rows.len());
     for (delivery_id, state) in rows {
-        packages.push(AuditPackage {
-            delivery_id: delivery_id.parse().map_err(unreadable)?,
-            state: parse_state(&state)?,
-        });
+        packages
+            .push(AuditPackage { delivery_id: delivery_id.parse().map_err(unreadable)?, state: parse_state(&state)? });
     }
     Ok(packages)
 }

@@ -85,12 +85,7 @@ pub(super) fn lay_out(seed: u64, terrain: &Terrain) -> Plan {
 /// One bank of the river in the unbent plan.
 fn bank(south: f64, north: f64) -> Vec<Point> {
     let (low, high) = (south * HEIGHT_M, north * HEIGHT_M);
-    vec![
-        Point::new(0.0, low),
-        Point::new(LAND_WIDTH_M, low),
-        Point::new(LAND_WIDTH_M, high),
-        Point::new(0.0, high),
-    ]
+    vec![Point::new(0.0, low), Point::new(LAND_WIDTH_M, low), Point::new(LAND_WIDTH_M, high), Point::new(0.0, high)]
 }
 
 /// Sites that are apart from each other, denser towards the sea, each then moved half-way to its cell's middle.

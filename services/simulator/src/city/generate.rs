@@ -110,8 +110,9 @@ fn write_map(seed: u64, map: &Map) -> String {
     let _ = write!(
         out.text,
         "{{\"type\":\"FeatureCollection\",\"name\":\"Port-Azur\",\"seed\":{seed},\"bbox\":[{south_west},{north_east}],\
-         \"features\":[\n"
+         \"features\":["
     );
+    out.text.push('\n');
     for (index, district) in map.plan.districts.iter().enumerate() {
         let label = position(district.label);
         let more = format!(",\"id\":\"zone-{:02}\",\"label\":[{label}]", index + 1);

@@ -62,7 +62,8 @@ struct Properties {
 #[serde(tag = "type", content = "coordinates")]
 enum Geometry {
     Point([f64; 2]),
-    LineString(Ring),
+    /// Streets are only drawn.
+    LineString(serde::de::IgnoredAny),
     Polygon(Vec<Ring>),
 }
 

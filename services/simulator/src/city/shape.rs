@@ -196,7 +196,7 @@ fn border_between(mut within: Point, mut without: Point, inside: &impl Fn(Point)
 
 /// A ribbon around a line: `half_width(share of the way)` metres to each side.
 pub(super) fn ribbon(line: &[Point], half_width: impl Fn(f64) -> f64) -> Vec<Point> {
-    let mut ring = offset(line, |share| half_width(share));
+    let mut ring = offset(line, &half_width);
     let mut other = offset(line, |share| -half_width(share));
     other.reverse();
     ring.append(&mut other);

@@ -44,7 +44,12 @@ fn field(random: &mut Random, amplitude: f64, length: f64, count: usize) -> Vec<
         let angle = random.between(0.0, TAU);
         let k = TAU / (length * random.between(0.75, 1.3));
         let phase = random.between(0.0, TAU);
-        waves.push(Wave { amplitude: amplitude / (count as f64).sqrt(), kx: k * angle.cos(), ky: k * angle.sin(), phase });
+        waves.push(Wave {
+            amplitude: amplitude / (count as f64).sqrt(),
+            kx: k * angle.cos(),
+            ky: k * angle.sin(),
+            phase,
+        });
     }
     waves
 }

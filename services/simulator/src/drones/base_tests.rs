@@ -157,7 +157,8 @@ fn a_drone_that_the_fleet_has_lost_is_registered_again() {
     let batch = station.tick(true).unwrap();
     let lost = batch.lines[1] as usize;
     let body = r#"{"accepted":1,"stale":0,"rejected":[{"line":2,"reason":"unknown_drone","retryable":false}]}"#;
-    let answer = Answer { status: reqwest::StatusCode::OK, body: Bytes::from_static(body.as_bytes()), retry_after: None };
+    let answer =
+        Answer { status: reqwest::StatusCode::OK, body: Bytes::from_static(body.as_bytes()), retry_after: None };
     station.settle_reports(batch, Ok(answer));
     assert_eq!(station.unregistered, [lost]);
     clock.pass(20_000);

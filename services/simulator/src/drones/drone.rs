@@ -365,12 +365,8 @@ impl Drone {
     /// The same mission with another pickup or drop-off: a customer changed their mind.
     fn change(&mut self, task: Task, mission: &Mission) {
         let (pickup_moved, dropoff_moved) = (task.pickup != mission.pickup, task.dropoff != mission.dropoff);
-        self.task = Some(Task {
-            pickup: mission.pickup,
-            dropoff: mission.dropoff,
-            weight_kg: mission.weight_kg,
-            ..task
-        });
+        self.task =
+            Some(Task { pickup: mission.pickup, dropoff: mission.dropoff, weight_kg: mission.weight_kg, ..task });
         match self.phase {
             Phase::ToPickup(_) if pickup_moved => self.start_leg(Phase::ToPickup, mission.pickup, 0.0),
             Phase::ToDropoff(_) if dropoff_moved => {

@@ -43,8 +43,8 @@ const ORDER_PATIENCE: chrono::Duration = chrono::Duration::seconds(30);
 const REQUESTS_AT_ONCE: usize = 384;
 /// Cancellations that wait for their moment; beyond it a delivery is simply not cancelled.
 const CANCELS_WAITING: usize = 1_000;
-/// A cancellation comes within this many seconds of the order: before, at and after the pickup.
-const CANCEL_WITHIN_SECONDS: f64 = 15.0;
+/// A cancellation comes within this many seconds of the order, before the time scale: before, at and after the pickup.
+const CANCEL_WITHIN_SECONDS: f64 = 200.0;
 /// Tries of a cancellation that is still being decided: it is decided in the end without us.
 const CANCEL_TRIES: usize = 3;
 /// The share of expedited orders.
@@ -77,6 +77,7 @@ struct Desk {
     run_id: String,
     seed: u64,
     cancel_share: f64,
+    cancel_within_seconds: f64,
     keeps_ids: bool,
     requests: Semaphore,
     cancels: Semaphore,
@@ -106,6 +107,7 @@ pub(crate) async fn run(
         run_id: clock.new_id().simple().to_string(),
         seed: config.seed,
         cancel_share: config.cancel_share,
+        cancel_within_seconds: CANCEL_WITHIN_SECONDS / config.time_scale,
         keeps_ids: config.duration.is_some(),
         requests: Semaphore::new(REQUESTS_AT_ONCE),
         cancels: Semaphore::new(CANCELS_WAITING),
@@ -280,7 +282,7 @@ impl Desk {
     /// A customer changes their mind after a while. Whatever the answer is, the delivery ends.
     async fn cancel(&self, customer: &Customer, id: DeliveryId, random: &mut Random) {
         let Ok(_waiting) = self.cancels.try_acquire() else { return };
-        let mut pause = Duration::from_secs_f64(random.between(0.0, CANCEL_WITHIN_SECONDS));
+        let mut pause = Duration::from_secs_f64(random.between(0.0, self.cancel_within_seconds));
         let path = format!("/api/deliveries/{id}");
         for _ in 0..CANCEL_TRIES {
             self.clock.sleep(pause).await;

@@ -278,22 +278,12 @@ impl Store for SqliteStore {
     }
 
     async fn summary(&self, now: Timestamp) -> Result<Summary, StoreError> {
-        let by_stage: Vec<(String, i64)> = sqlx::query_as("select stage, count(*) from deliveries group by stage")
-            .fetch_all(&self.store.reader)
-            .await?;
-        let (due,): (i64,) = sqlx::query_as("select count(*) from deliveries where due_ms <= ?")
-            .bind(now.timestamp_millis())
-            .fetch_one(&self.store.reader)
-            .await?;
-        let mut summary = Summary { due: u64::try_from(due).unwrap_or(0), ..Summary::default() };
-        for (stage, count) in by_stage {
-            let count = u64::try_from(count).unwrap_or(0);
-            if Stage::parse(&stage).is_some_and(|stage| !stage.is_terminal()) {
-                summary.open += count;
-            }
-            summary.by_stage.insert(stage, count);
-        }
-        Ok(summary)
+        let (open, due): (i64, i64) =
+            sqlx::query_as("select count(*), count(*) filter (where due_ms <= ?) from deliveries where due_ms is not null")
+                .bind(now.timestamp_millis())
+                .fetch_one(&self.store.reader)
+                .await?;
+        Ok(Summary { open: u64::try_from(open).unwrap_or(0), due: u64::try_from(due).unwrap_or(0) })
     }
 
     fn outbox(&self) -> Arc<dyn OutboxSource> {

@@ -1,0 +1,98 @@
+//! All services in one JoinSet: a listener, a Node and the same `run` for each.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use anyhow::Context;
+use auth::DevIssuer;
+use chassis::{Node, Peers, config::SERVICES, supervise, supervise::Tasks};
+use contracts::Clock;
+use messaging::EventLog;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::DataDir;
+
+/// A running system.
+pub struct System {
+    /// Where the gateway listens.
+    pub gateway: SocketAddr,
+    /// The event log.
+    pub log: Arc<dyn EventLog>,
+    /// The development issuer.
+    pub issuer: DevIssuer,
+    /// The services' URLs.
+    pub peers: Peers,
+    tasks: Tasks,
+    shutdown: CancellationToken,
+}
+
+impl System {
+    /// Starts every service on the stores in `data`, the gateway on `port` (0: any). The caller holds the folder's
+    /// lock.
+    pub async fn start(
+        data: &DataDir,
+        port: u16,
+        clock: Arc<dyn Clock>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let issuer = data.issuer()?;
+        let log = messaging::open(&data.event_log(), clock.clone()).await.context("the event log cannot be opened")?;
+        let mut listeners = HashMap::new();
+        let mut urls = HashMap::new();
+        for service in SERVICES {
+            let port = if service == "gateway" { port } else { 0 };
+            let listener = TcpListener::bind(("127.0.0.1", port))
+                .await
+                .with_context(|| format!("{service} cannot listen on port {port} (--port)"))?;
+            urls.insert(service, format!("http://{}", listener.local_addr()?));
+            listeners.insert(service, listener);
+        }
+        let gateway = listeners.get("gateway").context("the gateway has a listener")?.local_addr()?;
+        let peers = Peers(urls);
+        let mut tasks = Tasks::new();
+        for service in SERVICES {
+            let node = Node {
+                service,
+                instance: format!("{service}-{}", clock.new_id()),
+                listener: listeners.remove(service).context("every service has a listener")?,
+                log: log.clone(),
+                shutdown: shutdown.clone(),
+                peers: peers.clone(),
+                clock: clock.clone(),
+                verifier: issuer.verifier(),
+                issuer: issuer.clone(),
+                region: contracts::api::default_region(),
+            };
+            spawn(&mut tasks, data, node);
+        }
+        Ok(Self { gateway, log, issuer, peers, tasks, shutdown })
+    }
+
+    /// Where the gateway answers.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.gateway)
+    }
+
+    /// Runs until shutdown, or until a service fails.
+    pub async fn run(self) -> anyhow::Result<()> {
+        supervise("all-in-one", self.tasks, self.shutdown).await
+    }
+}
+
+fn spawn(tasks: &mut Tasks, data: &DataDir, node: Node) {
+    let store = data.store(node.service);
+    match node.service {
+        "gateway" => tasks.spawn(gateway::run(gateway::Config { dev_issuer: true }, node)),
+        "delivery" => {
+            // The folder's lock makes this process the only one, so that a restart takes up its own leases at once.
+            let config = delivery::Config { store, sole_owner: Some("all-in-one".to_owned()) };
+            tasks.spawn(delivery::run(config, node))
+        }
+        "package" => tasks.spawn(package::run(package::Config { store }, node)),
+        "fleet" => tasks.spawn(fleet::run(fleet::Config { store }, node)),
+        "tracking" => tasks.spawn(tracking::run(tracking::Config { store }, node)),
+        "history" => tasks.spawn(history::run(history::Config::new(data.lake()), node)),
+        "lookup" => tasks.spawn(lookup::run(lookup::Config { store }, node)),
+        other => unreachable!("SERVICES names no '{other}'"),
+    };
+}

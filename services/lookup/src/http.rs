@@ -1,0 +1,110 @@
+//! The HTTP side: questions about finished deliveries, each with the customer that they are about.
+
+use std::sync::Arc;
+
+use auth::Action;
+use axum::{
+    Router,
+    extract::{FromRef, State},
+    routing::{get, post},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chassis::{
+    ApiError, Json, Node,
+    auth::{Authenticator, Caller, ServiceCaller},
+};
+use contracts::{
+    CustomerId, DeliveryId,
+    api::{DeliveryView, HistoryItem, HistoryQuery, Page},
+    commands::{Ids, MAX_COMMANDS},
+    events::DeliveryRecord,
+};
+use serde::Deserialize;
+
+use crate::{
+    domain::{page_size, page_start},
+    store::Store,
+};
+
+/// Where the items of a page were found.
+const SOURCE: &str = "lookup";
+
+pub(crate) fn router(node: &Node, store: Arc<dyn Store>) -> Router {
+    Router::new()
+        .route("/queries/history", post(history))
+        .route("/queries/delivery", post(delivery))
+        .route("/queries/contains", post(contains))
+        .route("/health/ready", get(ready))
+        .with_state(Api { authenticator: Authenticator::of(node), store })
+}
+
+#[derive(Clone)]
+struct Api {
+    authenticator: Authenticator,
+    store: Arc<dyn Store>,
+}
+
+impl FromRef<Api> for Authenticator {
+    fn from_ref(api: &Api) -> Self {
+        api.authenticator.clone()
+    }
+}
+
+/// A question for one delivery of a customer.
+#[derive(Debug, Deserialize)]
+struct DeliveryQuery {
+    delivery_id: DeliveryId,
+    customer_id: CustomerId,
+}
+
+async fn history(
+    State(api): State<Api>,
+    caller: Caller,
+    Json(query): Json<HistoryQuery>,
+) -> Result<Json<Page<HistoryItem>>, ApiError> {
+    caller.sees(&Action::ReadDelivery { owner: &query.customer_id })?;
+    let size = page_size(query.limit);
+    let start = page_start(query.to, query.after);
+    // One more than asked tells whether there is a next page.
+    let found = api.store.list(&query.customer_id, query.from, start, size + 1).await;
+    let mut records = found.map_err(|error| ApiError::unavailable(&error))?;
+    let more = records.len() > size;
+    records.truncate(size);
+    let next_cursor = records.last().filter(|_| more).and_then(cursor_after);
+    Ok(Json(Page { items: records.into_iter().map(item).collect(), next_cursor }))
+}
+
+fn item(record: DeliveryRecord) -> HistoryItem {
+    let delivery = DeliveryView::from(&record);
+    HistoryItem { delivery, stages: record.stages, source: SOURCE.to_owned() }
+}
+
+/// The `after` of the page that begins behind `last`, as an opaque text.
+fn cursor_after(last: &DeliveryRecord) -> Option<String> {
+    let after = (last.finished_at?, last.delivery_id);
+    serde_json::to_vec(&after).ok().map(|json| URL_SAFE_NO_PAD.encode(json))
+}
+
+async fn delivery(
+    State(api): State<Api>,
+    caller: Caller,
+    Json(query): Json<DeliveryQuery>,
+) -> Result<Json<DeliveryRecord>, ApiError> {
+    caller.sees(&Action::ReadDelivery { owner: &query.customer_id })?;
+    let found = api.store.find(&query.customer_id, query.delivery_id).await;
+    let record = found.map_err(|error| ApiError::unavailable(&error))?;
+    record.map(Json).ok_or_else(ApiError::not_found)
+}
+
+async fn contains(State(api): State<Api>, _: ServiceCaller, Json(asked): Json<Ids>) -> Result<Json<Ids>, ApiError> {
+    if asked.ids.len() > MAX_COMMANDS {
+        return Err(ApiError::invalid_field("ids", format!("must be at most {MAX_COMMANDS}")));
+    }
+    let ids = api.store.contains(&asked.ids).await.map_err(|error| ApiError::unavailable(&error))?;
+    Ok(Json(Ids { ids }))
+}
+
+async fn ready(State(api): State<Api>) -> Result<&'static str, ApiError> {
+    api.store.ready().await.map_err(|error| ApiError::unavailable(&error))?;
+    Ok("ready")
+}

@@ -1,0 +1,256 @@
+//! Consumers: effects before offsets, failures that pass, events at fault, dead letters and their way back.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use contracts::{
+    SystemClock,
+    events::{CloudEvent, Topic},
+};
+use messaging::{Consumer, Delivered, EventLog, HandleError, Handler, dead_letters};
+use testkit::until;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::log_contract::{Subject, event, number, read};
+
+const GROUP: &str = "fleet";
+const EVENTS: Topic = Topic::Fleet;
+
+async fn subject() -> Subject {
+    Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await
+}
+
+fn fleet_event(key: &str, number: u64) -> CloudEvent {
+    event(EVENTS.name(), key, number)
+}
+
+/// What a handler should answer for an event that it sees for the n-th time (from 1).
+#[derive(Clone, Copy)]
+enum Mood {
+    Fine,
+    AwayUntil(u32),
+    AtFaultUntil(u32),
+}
+
+#[derive(Default)]
+struct Seen {
+    /// How often each event was handled.
+    tries: HashMap<u64, u32>,
+    /// The last effect for each key: a store that remembers one value.
+    effects: BTreeMap<String, u64>,
+    moods: HashMap<u64, Mood>,
+}
+
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Seen>>);
+
+impl Recorder {
+    fn with(moods: &[(u64, Mood)]) -> Self {
+        let recorder = Self::default();
+        recorder.0.lock().unwrap().moods.extend(moods.iter().copied());
+        recorder
+    }
+
+    fn set(&self, number: u64, mood: Mood) {
+        self.0.lock().unwrap().moods.insert(number, mood);
+    }
+
+    fn tries(&self, number: u64) -> u32 {
+        self.0.lock().unwrap().tries.get(&number).copied().unwrap_or(0)
+    }
+
+    fn effect(&self, key: &str) -> Option<u64> {
+        self.0.lock().unwrap().effects.get(key).copied()
+    }
+}
+
+#[async_trait]
+impl Handler for Recorder {
+    async fn handle(&mut self, batch: &[Delivered]) -> Vec<Result<(), HandleError>> {
+        let mut seen = self.0.lock().unwrap();
+        let mut results = Vec::new();
+        for record in batch {
+            let number = number(record);
+            let tries = seen.tries.entry(number).or_insert(0);
+            *tries += 1;
+            let tries = *tries;
+            results.push(match seen.moods.get(&number).copied().unwrap_or(Mood::Fine) {
+                Mood::AwayUntil(try_number) if tries < try_number => Err(HandleError::unavailable("the store is away")),
+                Mood::AtFaultUntil(try_number) if tries < try_number => Err(HandleError::poison("it makes no sense")),
+                Mood::Fine | Mood::AwayUntil(_) | Mood::AtFaultUntil(_) => {
+                    seen.effects.insert(record.event.key.clone(), number);
+                    Ok(())
+                }
+            });
+        }
+        results
+    }
+}
+
+/// A consumer that runs until it is stopped.
+struct Running {
+    tasks: JoinSet<()>,
+    shutdown: CancellationToken,
+}
+
+impl Running {
+    fn start(log: &Arc<dyn EventLog>, recorder: &Recorder) -> Self {
+        let shutdown = CancellationToken::new();
+        let consumer = Consumer { log: log.clone(), clock: Arc::new(SystemClock), group: GROUP, topics: &[EVENTS] };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(consumer.run(recorder.clone(), shutdown.clone()));
+        Self { tasks, shutdown }
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        self.tasks.join_next().await.unwrap().unwrap();
+    }
+}
+
+async fn lag(log: &dyn EventLog) -> u64 {
+    let lags = log.lag().await.unwrap();
+    lags.iter().filter(|lag| lag.group == GROUP && lag.topic == EVENTS.name()).map(messaging::GroupLag::lag).sum()
+}
+
+async fn until_caught_up(log: &dyn EventLog) {
+    until("the consumer to catch up", || async { (lag(log).await == 0).then_some(()) }).await;
+}
+
+async fn until_waiting(log: &dyn EventLog, letters: u64) {
+    until("the dead letters", || async {
+        let waiting = dead_letters::waiting(log, GROUP).await.unwrap();
+        (waiting == letters).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_nobody_up() {
+    let subject = subject().await;
+    let recorder = Recorder::with(&[(2, Mood::AtFaultUntil(u32::MAX))]);
+    let bad = fleet_event("key", 2);
+    subject.log.publish(&[fleet_event("key", 1), bad.clone(), fleet_event("key", 3)]).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until_waiting(&*subject.log, 1).await;
+    until_caught_up(&*subject.log).await;
+    assert_eq!((recorder.tries(2), recorder.effect("key")), (3, Some(3)));
+    let letter = dead_letters::peek(&*subject.log, GROUP, 10).await.unwrap().remove(0);
+    assert_eq!((letter.group.as_str(), letter.topic.as_str()), (GROUP, EVENTS.name()));
+    assert_eq!((letter.id, letter.key, letter.kind, letter.time), (bad.id, bad.key, bad.kind, bad.time));
+    assert_eq!((letter.source, letter.traceparent), (bad.source, bad.traceparent));
+    assert_eq!((letter.data.as_bytes(), letter.offset), (&*bad.data, 1));
+    assert!(letter.cause.contains("it makes no sense"), "{}", letter.cause);
+    assert_eq!(dead_letters::waiting(&*subject.log, GROUP).await.unwrap(), 1, "to look is not to take");
+    let mut subscription = subject.log.subscribe("reader", &["fleet.dead-letters"]).await.unwrap();
+    assert_eq!(read(&mut *subscription, 1, 10).await[0].event.kind, dead_letters::KIND);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_that_passes_makes_no_dead_letter() {
+    let subject = subject().await;
+    let recorder = Recorder::with(&[(1, Mood::AtFaultUntil(3))]);
+    subject.log.publish(&[fleet_event("key", 1)]).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until_caught_up(&*subject.log).await;
+    assert_eq!((recorder.tries(1), recorder.effect("key")), (3, Some(1)));
+    assert_eq!(dead_letters::waiting(&*subject.log, GROUP).await.unwrap(), 0);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redrive_publishes_exactly_the_waiting_letters_again() {
+    let subject = subject().await;
+    let at_fault: Vec<u64> = (0..25).collect();
+    let moods: Vec<_> = at_fault.iter().map(|number| (*number, Mood::AtFaultUntil(u32::MAX))).collect();
+    let recorder = Recorder::with(&moods);
+    let events: Vec<_> = (0..50).map(|number| fleet_event(&format!("key-{number}"), number)).collect();
+    subject.log.publish(&events).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until_waiting(&*subject.log, 25).await;
+    let mut watcher = subject.log.subscribe("watcher", &[EVENTS.name()]).await.unwrap();
+    let before = read(&mut *watcher, 50, 100).await;
+    // Still at fault: each comes back as a fresh letter, and the redrive does not run after those.
+    assert_eq!(dead_letters::redrive(&*subject.log, GROUP).await.unwrap(), 25);
+    until("the letters to come back", || async { (recorder.tries(24) == 6).then_some(()) }).await;
+    until_waiting(&*subject.log, 25).await;
+    for number in &at_fault {
+        recorder.set(*number, Mood::Fine);
+    }
+    assert_eq!(dead_letters::redrive(&*subject.log, GROUP).await.unwrap(), 25);
+    until("the effects", || async {
+        at_fault.iter().all(|number| recorder.effect(&format!("key-{number}")).is_some()).then_some(())
+    })
+    .await;
+    assert_eq!(dead_letters::waiting(&*subject.log, GROUP).await.unwrap(), 0);
+    assert_eq!(dead_letters::redrive(&*subject.log, GROUP).await.unwrap(), 0);
+    let again = read(&mut *watcher, 50, 100).await;
+    for record in again {
+        let original = before.iter().find(|before| before.event.id == record.event.id).unwrap();
+        assert_eq!(record.event, original.event, "the original, not a retelling");
+        assert!(number(&record) < 25);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redrive_that_somebody_watches_still_takes_each_letter_once() {
+    let subject = subject().await;
+    let moods: Vec<_> = (0..40).map(|number| (number, Mood::AtFaultUntil(u32::MAX))).collect();
+    let recorder = Recorder::with(&moods);
+    let events: Vec<_> = (0..40).map(|number| fleet_event(&format!("key-{number}"), number)).collect();
+    subject.log.publish(&events).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until_waiting(&*subject.log, 40).await;
+    running.stop().await;
+    let watched = CancellationToken::new();
+    let mut watchers = JoinSet::new();
+    let (log, watching) = (subject.log.clone(), watched.clone());
+    watchers.spawn(async move {
+        while !watching.is_cancelled() {
+            dead_letters::waiting(&*log, GROUP).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    });
+    let redriven = dead_letters::redrive(&*subject.log, GROUP).await.unwrap();
+    watched.cancel();
+    watchers.join_next().await.unwrap().unwrap();
+    assert_eq!((redriven, dead_letters::waiting(&*subject.log, GROUP).await.unwrap()), (40, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order() {
+    let subject = subject().await;
+    let recorder = Recorder::with(&[(1, Mood::AwayUntil(6))]);
+    let events = [fleet_event("key", 1), fleet_event("key", 2), fleet_event("key", 3)];
+    subject.log.publish(&events).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until("the third try", || async { (recorder.tries(1) >= 3).then_some(()) }).await;
+    assert_eq!(lag(&*subject.log).await, 3, "nothing is committed while an effect is missing");
+    until_caught_up(&*subject.log).await;
+    assert_eq!(recorder.tries(1), 6);
+    assert_eq!(recorder.effect("key"), Some(3), "the last effect is that of the last event");
+    assert_eq!(dead_letters::waiting(&*subject.log, GROUP).await.unwrap(), 0);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_committed_is_handled_again_by_the_next_one() {
+    let subject = subject().await;
+    let recorder = Recorder::with(&[(1, Mood::AwayUntil(u32::MAX))]);
+    subject.log.publish(&[fleet_event("key", 0), fleet_event("key", 1)]).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until("a try", || async { (recorder.tries(1) > 0).then_some(()) }).await;
+    running.stop().await;
+    recorder.set(1, Mood::Fine);
+    let subject = subject.reopen().await;
+    let running = Running::start(&subject.log, &recorder);
+    until_caught_up(&*subject.log).await;
+    assert_eq!(recorder.effect("key"), Some(1));
+    running.stop().await;
+}

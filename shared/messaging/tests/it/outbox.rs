@@ -1,0 +1,297 @@
+//! Outbox relays: what was committed is published in order, at least once, whoever is killed where.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use contracts::{Clock, events::CloudEvent};
+use messaging::{
+    EventLog, GroupLag, LogError, Subscription,
+    outbox::{self, OutboxSignal, OutboxSource, Relay, SqliteOutbox},
+    sqlite::{self, Sqlite},
+};
+use tempfile::TempDir;
+use testkit::until;
+use tokio::{sync::Semaphore, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::log_contract::{Subject, TOPIC, by_key, event, read};
+
+/// Longer than a relay's lease.
+const LEASE_OVER: Duration = Duration::from_secs(6);
+
+struct Store {
+    sqlite: Sqlite,
+    outbox: Arc<SqliteOutbox>,
+    signal: OutboxSignal,
+    _folder: TempDir,
+}
+
+impl Store {
+    async fn open() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db").display().to_string();
+        let sqlite = sqlite::open(&path, &[outbox::SQLITE_SCHEMA]).await.unwrap();
+        let outbox = Arc::new(SqliteOutbox::new(sqlite.clone()));
+        Self { sqlite, outbox, signal: OutboxSignal::default(), _folder: folder }
+    }
+
+    /// Commits events of these numbers, in turn for each key.
+    async fn commit(&self, keys: &[&str], numbers: std::ops::Range<u64>) {
+        let mut events = Vec::new();
+        for number in numbers {
+            events.extend(keys.iter().map(|key| event(TOPIC, key, number)));
+        }
+        let mut transaction = self.sqlite.writer.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        outbox::insert_sqlite(&mut transaction, &events).await.unwrap();
+        transaction.commit().await.unwrap();
+        self.signal.wake();
+    }
+
+    async fn until_empty(&self) {
+        until("an empty outbox", || async { (self.outbox.backlog().await.unwrap() == 0).then_some(()) }).await;
+    }
+}
+
+/// The relays of a test. Dropping one's set is its kill.
+struct Relays<'a> {
+    subject: &'a Subject,
+    store: &'a Store,
+}
+
+impl Relays<'_> {
+    fn start(&self, owner: &str, log: Arc<dyn EventLog>) -> JoinSet<()> {
+        let relay = Relay {
+            source: self.store.outbox.clone(),
+            log,
+            signal: self.store.signal.clone(),
+            clock: self.subject.clock.clone(),
+            owner: owner.to_owned(),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(relay.run(CancellationToken::new()));
+        tasks
+    }
+}
+
+/// A log that appends, and then behaves as the test wants.
+struct Troubled {
+    log: Arc<dyn EventLog>,
+    /// How many answers are still lost after the append.
+    answers_to_lose: AtomicU32,
+    /// Publishing waits for a permit before it appends.
+    gate: Option<Semaphore>,
+    arrived: Semaphore,
+}
+
+impl Troubled {
+    fn losing(log: &Arc<dyn EventLog>, answers: u32) -> Arc<Self> {
+        let answers_to_lose = AtomicU32::new(answers);
+        Arc::new(Self { log: log.clone(), answers_to_lose, gate: None, arrived: Semaphore::new(0) })
+    }
+
+    fn gated(log: &Arc<dyn EventLog>) -> Arc<Self> {
+        let gate = Some(Semaphore::new(0));
+        Arc::new(Self { log: log.clone(), answers_to_lose: AtomicU32::new(0), gate, arrived: Semaphore::new(0) })
+    }
+}
+
+#[async_trait]
+impl EventLog for Troubled {
+    async fn publish(&self, events: &[CloudEvent]) -> Result<(), LogError> {
+        self.arrived.add_permits(1);
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        self.log.publish(events).await?;
+        let one_less = |left: u32| left.checked_sub(1);
+        match self.answers_to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) {
+            Ok(_) => Err(LogError::unavailable("the answer was lost")),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError> {
+        self.log.subscribe(group, topics).await
+    }
+
+    async fn lag(&self) -> Result<Vec<GroupLag>, LogError> {
+        self.log.lag().await
+    }
+
+    async fn topic_id(&self, topic: &str) -> Result<String, LogError> {
+        self.log.topic_id(topic).await
+    }
+}
+
+async fn subject() -> Subject {
+    Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await
+}
+
+/// Everything that is in the log, by key.
+async fn published(subject: &Subject, group: &str) -> BTreeMap<String, Vec<u64>> {
+    let mut subscription = subject.join(group).await;
+    let lags = subject.log.lag().await.unwrap();
+    let count: u64 = lags.iter().filter(|lag| lag.group == group).map(GroupLag::lag).sum();
+    by_key(&read(&mut *subscription, usize::try_from(count).unwrap(), 1_000).await)
+}
+
+/// The first occurrences, in order: what a consumer makes of doubles.
+fn once(numbers: &[u64]) -> Vec<u64> {
+    let mut seen = Vec::new();
+    for number in numbers {
+        if !seen.contains(number) {
+            seen.push(*number);
+        }
+    }
+    seen
+}
+
+fn upto(end: u64) -> Vec<u64> {
+    (0..end).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_committed_is_published_in_order_and_what_was_rolled_back_is_not() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let relays = Relays { subject: &subject, store: &store };
+    store.commit(&["a", "b"], 0..700).await;
+    let _relay = relays.start("one", subject.log.clone());
+    for start in (700..1_500).step_by(100) {
+        store.commit(&["b", "a"], start..start + 100).await;
+        let mut transaction = store.sqlite.writer.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        outbox::insert_sqlite(&mut transaction, &[event(TOPIC, "never", start)]).await.unwrap();
+        transaction.rollback().await.unwrap();
+    }
+    store.until_empty().await;
+    let all = published(&subject, "reader").await;
+    assert_eq!(all, BTreeMap::from([("a".to_owned(), upto(1_500)), ("b".to_owned(), upto(1_500))]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_leaves_as_it_was_committed() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let relays = Relays { subject: &subject, store: &store };
+    let mut sent = event(TOPIC, "it's a \"key\" ⚠", 1);
+    sent.data = r#"{"text":"it's \"⚠\" \u0007 50 %","tiny":0.30000000000000004,"whole":9007199254740993,"none":null}"#.into();
+    let mut transaction = store.sqlite.writer.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    outbox::insert_sqlite(&mut transaction, std::slice::from_ref(&sent)).await.unwrap();
+    transaction.commit().await.unwrap();
+    let _relay = relays.start("one", subject.log.clone());
+    let mut subscription = subject.join("reader").await;
+    let got = read(&mut *subscription, 1, 1).await.remove(0);
+    assert_eq!(*got.event, sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_does_not_hear_the_logs_answer_doubles_but_never_loses() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let relays = Relays { subject: &subject, store: &store };
+    store.commit(&["a", "b"], 0..50).await;
+    let troubled = Troubled::losing(&subject.log, 3);
+    let _relay = relays.start("one", troubled);
+    until("an empty outbox", || async {
+        subject.clock.advance(Duration::from_secs(1));
+        (store.outbox.backlog().await.unwrap() == 0).then_some(())
+    })
+    .await;
+    for (key, numbers) in published(&subject, "reader").await {
+        assert_eq!(numbers.len(), 4 * 50, "{key}: published four times, heard once");
+        assert_eq!(once(&numbers), upto(50), "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_relays_successor_publishes_what_it_left() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let relays = Relays { subject: &subject, store: &store };
+    store.commit(&["a"], 0..50).await;
+    let troubled = Troubled::losing(&subject.log, u32::MAX);
+    let mut first = relays.start("first", troubled.clone());
+    troubled.arrived.acquire().await.unwrap().forget();
+    let mut subscription = subject.join("watcher").await;
+    read(&mut *subscription, 50, 50).await;
+    // Published, and not deleted.
+    first.shutdown().await;
+    store.commit(&["a"], 50..60).await;
+    let _second = relays.start("second", subject.log.clone());
+    until("an empty outbox", || async {
+        subject.clock.advance(Duration::from_secs(1));
+        (store.outbox.backlog().await.unwrap() == 0).then_some(())
+    })
+    .await;
+    let all = published(&subject, "reader").await;
+    assert!(all["a"].len() > 60);
+    assert_eq!(once(&all["a"]), upto(60));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_relays_on_one_outbox_do_not_double_and_keep_the_order() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let relays = Relays { subject: &subject, store: &store };
+    let _running = [relays.start("one", subject.log.clone()), relays.start("two", subject.log.clone())];
+    for start in (0..1_000).step_by(20) {
+        store.commit(&["a", "b"], start..start + 20).await;
+    }
+    // The signal may wake the one without the lease: the other one looks by itself.
+    until("an empty outbox", || async {
+        subject.clock.advance(Duration::from_millis(200));
+        (store.outbox.backlog().await.unwrap() == 0).then_some(())
+    })
+    .await;
+    for (key, numbers) in published(&subject, "reader").await {
+        assert_eq!(numbers, upto(1_000), "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_relay_that_lost_its_lease_doubles_but_deletes_nothing_unpublished() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let relays = Relays { subject: &subject, store: &store };
+    store.commit(&["a"], 0..10).await;
+    let gated = Troubled::gated(&subject.log);
+    let _paused = relays.start("paused", gated.clone());
+    gated.arrived.acquire().await.unwrap().forget();
+    // The paused one has read 0..10 and hangs before it publishes.
+    subject.clock.advance(LEASE_OVER);
+    let mut successor = relays.start("successor", subject.log.clone());
+    store.until_empty().await;
+    store.commit(&["a"], 10..20).await;
+    store.until_empty().await;
+    successor.shutdown().await;
+    store.commit(&["a"], 20..30).await;
+    // Now it goes on, publishes and deletes what it had read, and then sees that its lease is not its own.
+    gated.gate.as_ref().unwrap().add_permits(1);
+    until("the doubles", || async {
+        let all = published(&subject, &format!("reader-{}", subject.clock.new_id())).await;
+        (all["a"].len() == 30).then_some(())
+    })
+    .await;
+    gated.gate.as_ref().unwrap().add_permits(1_000);
+    until("an empty outbox", || async {
+        subject.clock.advance(Duration::from_secs(1));
+        (store.outbox.backlog().await.unwrap() == 0).then_some(())
+    })
+    .await;
+    let all = published(&subject, "reader").await;
+    assert_eq!(once(&all["a"]), upto(30));
+}
+
+#[tokio::test]
+async fn a_lease_is_its_owners_until_it_ends() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let now = subject.clock.now();
+    let later = |seconds| now + chrono::Duration::seconds(seconds);
+    assert!(store.outbox.lease("one", now, later(5)).await.unwrap());
+    assert!(!store.outbox.lease("two", later(4), later(9)).await.unwrap());
+    assert!(store.outbox.lease("one", later(4), later(9)).await.unwrap());
+    assert!(!store.outbox.lease("two", later(6), later(11)).await.unwrap());
+    assert!(store.outbox.lease("two", later(10), later(15)).await.unwrap());
+    assert!(!store.outbox.lease("one", later(10), later(15)).await.unwrap());
+}
