@@ -39,7 +39,9 @@ pub(crate) async fn cancel(
         }
         match ledger.update(&delivery, &mut next, &Changes::default(), LeaseChange::Keep).await {
             Ok(()) => break,
-            Err(StoreError::Conflict) => delivery = ledger.load(id).await?.ok_or_else(ApiError::not_found)?,
+            Err(StoreError::Conflict) if ledger.clock.now() < give_up_at => {
+                delivery = ledger.load(id).await?.ok_or_else(ApiError::not_found)?;
+            }
             Err(error) => return Err(error.into()),
         }
     }

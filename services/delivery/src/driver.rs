@@ -113,6 +113,11 @@ pub(crate) async fn run(
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
+            // Before the kicks, so that these cannot keep timers waiting: it is ready only once in a while.
+            () = seat.ledger.clock.sleep_until(last_poll + POLL), if room > 0 => {
+                last_poll = seat.ledger.clock.now();
+                seat.take_due(room, &mut driven).await;
+            }
             Some(ended) = driven.join_next(), if !driven.is_empty() => ended?,
             received = kicks.recv_many(&mut batch, room.max(1)), if room > 0 => {
                 if received == 0 {
@@ -120,10 +125,13 @@ pub(crate) async fn run(
                 }
                 seat.take_kicks(&mut batch, &mut driven).await;
             }
-            () = seat.ledger.clock.sleep_until(last_poll + POLL), if room > 0 => {
-                last_poll = seat.ledger.clock.now();
-                seat.take_due(room, &mut driven).await;
-            }
+        }
+    }
+    // What was made just now has its lease already: whoever drives it gives that back, so that nobody waits it out.
+    kicks.close();
+    while let Ok(kick) = kicks.try_recv() {
+        if let Kick::Leased(claimed) = kick {
+            seat.drive(*claimed, &mut driven);
         }
     }
     while let Some(ended) = driven.join_next().await {
@@ -177,10 +185,13 @@ impl Seat {
 
     fn drive(&self, claimed: Claimed, driven: &mut JoinSet<()>) {
         let id = claimed.delivery.record.delivery_id;
-        if lock(&self.active).insert(id, false).is_some() {
-            // Driven already: that task conflicts with this claim's fence, and reads the delivery anew.
+        if let Some(again) = lock(&self.active).get_mut(&id) {
+            // Driven already: that task conflicts with this claim's fence. If it has saved for the last time, it must
+            // look once more, or this lease would hold the delivery with nobody at work on it.
+            *again = true;
             return;
         }
+        lock(&self.active).insert(id, false);
         let seat = self.clone();
         driven.spawn(async move { seat.drive_on(id, claimed).await });
     }

@@ -92,7 +92,10 @@ impl Subscriber {
                 }
                 writes.push(change);
             }
-            let written = self.ledger.update_all(writes.clone()).await;
+            if writes.is_empty() {
+                return Ok(());
+            }
+            let written = self.ledger.update_all(&writes).await;
             pending.clear();
             for (change, result) in writes.iter().zip(written) {
                 match result {
@@ -121,14 +124,16 @@ impl Subscriber {
                 }
                 News::Fleet(event) => {
                     let attempt = event.data.attempt.unwrap_or(0);
-                    // False means that it changes nothing any more.
-                    let _ = match event.kind {
-                        FleetEventKind::DroneReserved => delivery.grant(attempt, &event.data.drone),
-                        FleetEventKind::DroneFailed => {
-                            delivery.drone_failed(attempt, event.data.reason.as_deref().unwrap_or("failed"))
+                    match event.kind {
+                        FleetEventKind::DroneReserved => {
+                            all.steps.extend(delivery.grant(attempt, &event.data.drone, now).steps);
                         }
-                        FleetEventKind::DroneReleased => false,
-                    };
+                        FleetEventKind::DroneFailed => {
+                            // False means that it changes nothing any more.
+                            let _ = delivery.drone_failed(attempt, event.data.reason.as_deref().unwrap_or("failed"));
+                        }
+                        FleetEventKind::DroneReleased => {}
+                    }
                 }
             }
         }

@@ -1,6 +1,9 @@
 //! The service's HTTP interface, and the only mapping from its errors to statuses.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use auth::{Action, Identity};
 use axum::{
@@ -30,7 +33,7 @@ use crate::{
     domain::Delivery,
     driver::Driver,
     ledger::Ledger,
-    live::{Filter, Message},
+    live::{Filter, Message, Watch},
     store::{IdempotencyKey, StoreError, Summary},
 };
 
@@ -90,11 +93,12 @@ async fn create(
 ) -> Result<Response, ApiError> {
     let customer = customer(&caller)?;
     let now = state.ledger.clock.now();
+    let key = idempotency_key(&headers, &wish)?;
     let faults = wish.faults(now);
     if !faults.is_empty() {
-        return Err(ApiError::invalid(faults));
+        // A wish that was accepted before, and whose deadline has passed since, gets its first answer again.
+        return repeated(&state, &customer, key).await?.ok_or_else(|| ApiError::invalid(faults));
     }
-    let key = idempotency_key(&headers, &wish)?;
     let id = state.ledger.clock.new_delivery_id();
     let (delivery, changes) = Delivery::request(id, customer, state.region.clone(), wish, now);
     match state.ledger.insert(&delivery, &changes, state.driver.first_lease(now), key).await {
@@ -109,6 +113,21 @@ async fn create(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The answer to a key that was used before.
+async fn repeated(
+    state: &AppState,
+    customer: &CustomerId,
+    key: Option<IdempotencyKey>,
+) -> Result<Option<Response>, ApiError> {
+    let Some(key) = key else { return Ok(None) };
+    let Some((delivery_id, body_hash)) = state.ledger.store.key_use(customer, &key.key).await? else { return Ok(None) };
+    if body_hash != key.body_hash {
+        return Err(StoreError::KeyUsed { delivery_id, same_body: false }.into());
+    }
+    let first = state.ledger.load(delivery_id).await?;
+    Ok(first.map(|delivery| accepted(delivery.first_answer())))
 }
 
 fn accepted(record: DeliveryRecord) -> Response {
@@ -202,8 +221,9 @@ async fn watch_one(
     Path(id): Path<DeliveryId>,
 ) -> Result<Response, ApiError> {
     // Watching begins before reading, so that no change falls between.
-    let watch = state.ledger.live.watch(Filter::One(id));
+    let mut watch = state.ledger.live.watch(Filter::One(id));
     let first = visible(&state, &caller, id).await?.record;
+    watch.note(&first);
     let start = (Some(Arc::new(first)), watch, state.ledger.clone());
     let records = stream::unfold(start, move |(pending, mut watch, ledger)| async move {
         if let Some(record) = pending {
@@ -211,7 +231,11 @@ async fn watch_one(
         }
         let record = match watch.next().await {
             Message::Changed(record) => record,
-            Message::Skipped => Arc::new(ledger.load(id).await.ok()??.record),
+            Message::Skipped => {
+                let record = ledger.load(id).await.ok()??.record;
+                watch.note(&record);
+                Arc::new(record)
+            }
             Message::Closed => return None,
         };
         Some((record, (None, watch, ledger)))
@@ -230,8 +254,9 @@ async fn watch_one(
 /// Every change of the customer's deliveries; begins with those that are open among the newest.
 async fn watch_all(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
     let customer = customer(&caller)?;
-    let watch = state.ledger.live.watch(Filter::AllOf(customer.clone()));
-    let first = newest_open(&state.ledger, &customer).await?;
+    let mut watch = state.ledger.live.watch(Filter::AllOf(customer.clone()));
+    let mut first = newest(&state.ledger, &customer, &mut watch).await?;
+    first.retain(|record| !record.stage.is_terminal());
     let start = (first, watch, state.ledger.clone(), customer);
     let records = stream::unfold(start, |(mut pending, mut watch, ledger, customer)| async move {
         loop {
@@ -240,7 +265,7 @@ async fn watch_all(State(state): State<AppState>, caller: Caller) -> Result<Resp
             }
             match watch.next().await {
                 Message::Changed(record) => pending.push(record),
-                Message::Skipped => pending = newest_open(&ledger, &customer).await.ok()?,
+                Message::Skipped => pending = newest(&ledger, &customer, &mut watch).await.ok()?,
                 Message::Closed => return None,
             }
         }
@@ -248,11 +273,19 @@ async fn watch_all(State(state): State<AppState>, caller: Caller) -> Result<Resp
     Ok(chassis::stream::sse(records, state.shutdown))
 }
 
-/// A page of the customer's newest deliveries, those that are open, newest first.
-async fn newest_open(ledger: &Ledger, customer: &CustomerId) -> Result<Vec<Arc<DeliveryRecord>>, StoreError> {
-    let newest = ledger.store.list(customer, None, MAX_PAGE).await?;
-    let open = newest.into_iter().filter(|delivery| !delivery.record.stage.is_terminal());
-    Ok(open.map(|delivery| Arc::new(delivery.record)).collect())
+/// Those of the customer's newest deliveries that the watcher does not know as they are, newest first.
+async fn newest(
+    ledger: &Ledger,
+    customer: &CustomerId,
+    watch: &mut Watch,
+) -> Result<Vec<Arc<DeliveryRecord>>, StoreError> {
+    let mut news = Vec::new();
+    for Delivery { record, .. } in ledger.store.list(customer, None, MAX_PAGE).await? {
+        if watch.note(&record) {
+            news.push(Arc::new(record));
+        }
+    }
+    Ok(news)
 }
 
 async fn statuses(
@@ -263,12 +296,13 @@ async fn statuses(
     if query.ids.len() > MAX_COMMANDS {
         return Err(ApiError::invalid_field("ids", format!("must have at most {MAX_COMMANDS} items")));
     }
-    let mut found = state.ledger.store.load(&query.ids).await?;
+    let mut found = HashMap::with_capacity(query.ids.len());
+    for delivery in state.ledger.store.load(&query.ids).await? {
+        found.insert(delivery.record.delivery_id, delivery.record);
+    }
     let mut answer = Vec::with_capacity(query.ids.len());
     for delivery_id in query.ids {
-        let position = found.iter().position(|delivery| delivery.record.delivery_id == delivery_id);
-        let record = position.map(|position| found.swap_remove(position).record);
-        answer.push(DeliveryStatus { delivery_id, record });
+        answer.push(DeliveryStatus { delivery_id, record: found.get(&delivery_id).cloned() });
     }
     Ok(Json(answer))
 }

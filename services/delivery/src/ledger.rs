@@ -65,7 +65,7 @@ impl Ledger {
         lease: LeaseChange,
         key: Option<IdempotencyKey>,
     ) -> Result<(), StoreError> {
-        let due = Some(self.due(delivery, &lease));
+        let due = Some(self.lease_end(&lease).unwrap_or_else(|| self.clock.now()));
         let change = self.change(delivery, 0, changes, due, lease, key);
         self.write(change).await
     }
@@ -83,8 +83,8 @@ impl Ledger {
     }
 
     /// Writes many updates as one batch.
-    pub(crate) async fn update_all(&self, changes: Vec<Change>) -> Vec<Result<(), StoreError>> {
-        let results = self.store.save(&changes).await;
+    pub(crate) async fn update_all(&self, changes: &[Change]) -> Vec<Result<(), StoreError>> {
+        let results = self.store.save(changes).await;
         for (change, result) in changes.iter().zip(&results) {
             if result.is_ok() {
                 self.count(&kinds(change));
@@ -111,13 +111,9 @@ impl Ledger {
         let due = match next.next(now) {
             Next::Over => None,
             Next::Wait(until) => Some(self.lease_end(&lease).map_or(until, |end| end.min(until))),
-            Next::Do(_) => Some(self.due(next, &lease)),
+            Next::Do(_) => Some(self.lease_end(&lease).unwrap_or(now)),
         };
         self.change(next, read.record.version, changes, due, lease, None)
-    }
-
-    fn due(&self, _: &Delivery, lease: &LeaseChange) -> Timestamp {
-        self.lease_end(lease).unwrap_or_else(|| self.clock.now())
     }
 
     fn lease_end(&self, lease: &LeaseChange) -> Option<Timestamp> {

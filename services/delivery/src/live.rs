@@ -1,12 +1,16 @@
 //! Tells watchers in this process of every change that is committed.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use contracts::{CustomerId, DeliveryId, events::DeliveryRecord};
 use tokio::sync::broadcast;
 
 /// Changes kept for a slow watcher. One that is further behind is told so and reads the store.
 const BACKLOG: usize = 1_024;
+
+/// Deliveries of which a watcher remembers what it has seen: more than anybody has open. Past it, all are forgotten, and
+/// at worst a change is told twice.
+const MAX_SEEN: usize = 4_096;
 
 /// The committed changes of this process.
 #[derive(Clone)]
@@ -34,6 +38,9 @@ pub(crate) enum Message {
 pub(crate) struct Watch {
     receiver: broadcast::Receiver<Arc<DeliveryRecord>>,
     filter: Filter,
+    /// The versions that the watcher knows: changes are told after their commit, so not always in its order, and a
+    /// watcher must not see a delivery go back.
+    seen: HashMap<DeliveryId, u64>,
 }
 
 impl Live {
@@ -50,16 +57,31 @@ impl Live {
     }
 
     pub(crate) fn watch(&self, filter: Filter) -> Watch {
-        Watch { receiver: self.sender.subscribe(), filter }
+        Watch { receiver: self.sender.subscribe(), filter, seen: HashMap::new() }
     }
 }
 
 impl Watch {
-    /// The next change that the filter lets through.
+    /// Notes what the watcher has read elsewhere; false where it knows that, or a later state.
+    pub(crate) fn note(&mut self, record: &DeliveryRecord) -> bool {
+        if self.seen.len() >= MAX_SEEN {
+            self.seen.clear();
+        }
+        let seen = self.seen.entry(record.delivery_id).or_insert(0);
+        let newer = record.version > *seen;
+        *seen = record.version.max(*seen);
+        newer
+    }
+
+    /// The next change that the filter lets through and the watcher does not know.
     pub(crate) async fn next(&mut self) -> Message {
         loop {
             match self.receiver.recv().await {
-                Ok(record) if self.filter.takes(&record) => return Message::Changed(record),
+                Ok(record) if self.filter.takes(&record) => {
+                    if self.note(&record) {
+                        return Message::Changed(record);
+                    }
+                }
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(_)) => return Message::Skipped,
                 Err(broadcast::error::RecvError::Closed) => return Message::Closed,

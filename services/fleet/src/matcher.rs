@@ -16,7 +16,8 @@ use tracing::warn;
 
 use crate::{
     index::Index,
-    store::{Grant, Place, Store, StoreError},
+    store::{Grant, Place, Store, StoreError, Waiting},
+    upkeep::pause,
 };
 
 /// How often the line is looked at, though nothing woke the matcher: another instance may have filled it, or a drone
@@ -28,6 +29,9 @@ const CHUNK: usize = 256;
 
 /// Chunks in one turn: a line of ten thousand that no drone can serve costs some ten milliseconds a turn, not seconds.
 const CHUNKS_PER_TURN: usize = 4;
+
+/// The least time between turns that granted nothing: a line that no drone can serve must not take a core to itself.
+const REST: Duration = Duration::from_millis(50);
 
 /// What is known of the line in memory: whether anybody waits, and whether drones that became free since have been
 /// offered to everybody who does.
@@ -72,9 +76,9 @@ impl Line {
 
 /// Grants drones to the line.
 pub(crate) struct Matcher {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) index: Arc<Index>,
-    pub(crate) line: Arc<Line>,
+    store: Arc<dyn Store>,
+    index: Arc<Index>,
+    line: Arc<Line>,
     /// Where the next turn goes on, behind the head, with the generation at which this way through the line began.
     cursor: Option<(Place, u64)>,
 }
@@ -87,21 +91,29 @@ impl Matcher {
 
     /// Takes turns until `shutdown`.
     pub(crate) async fn run(mut self, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
-        while !shutdown.is_cancelled() {
-            let result = match self.store.expire().await {
-                Ok(_) => self.turn().await,
-                Err(error) => Err(error),
+        loop {
+            let rest = match self.expire_and_match().await {
+                Ok(0) => REST,
+                Ok(_) => Duration::ZERO,
+                Err(error) => {
+                    warn!(error = %chain(&error), "the waiting line is tried again");
+                    INTERVAL
+                }
             };
-            if let Err(error) = result {
-                warn!(error = %chain(&error), "the waiting line is tried again");
-                clock.sleep(INTERVAL).await;
+            if !pause(&*clock, rest, &shutdown).await {
+                return;
             }
             tokio::select! {
                 () = self.line.wake.notified() => {}
                 () = clock.sleep(INTERVAL) => {}
-                () = shutdown.cancelled() => {}
+                () = shutdown.cancelled() => return,
             }
         }
+    }
+
+    async fn expire_and_match(&mut self) -> Result<usize, StoreError> {
+        self.store.expire().await?;
+        self.turn().await
     }
 
     /// Offers the idle drones to the head of the line, then to a further part of it; how many were granted. The head is
@@ -140,7 +152,7 @@ impl Matcher {
         granted
     }
 
-    async fn offer(&self, entries: &[crate::store::Waiting]) -> Result<usize, StoreError> {
+    async fn offer(&self, entries: &[Waiting]) -> Result<usize, StoreError> {
         if self.index.available() == 0 {
             return Ok(0);
         }

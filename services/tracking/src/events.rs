@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use contracts::events::DeliveryEvent;
 use messaging::{Delivered, HandleError, Handler};
 
-use crate::tracker::Tracker;
+use crate::{domain::ends_flights, tracker::Tracker};
 
 /// What tracking does about `delivery.events`. Every kind carries the whole record, and the record alone decides.
 pub(crate) struct Subscriber {
@@ -24,12 +24,12 @@ impl Handler for Subscriber {
         let mut places = Vec::with_capacity(batch.len());
         for delivered in batch {
             match DeliveryEvent::decode(&delivered.event) {
-                Ok(Some(event)) => {
+                Ok(Some(event)) if ends_flights(&event.data) => {
                     places.push(results.len());
                     records.push(event.data);
                     results.push(Ok(()));
                 }
-                Ok(None) => results.push(Ok(())),
+                Ok(_) => results.push(Ok(())),
                 Err(error) => results.push(Err(error.into())),
             }
         }
@@ -111,11 +111,8 @@ mod tests {
         bench.open(open(1, 1, 1)).await;
         let good = delivered(&bench, 1, 1, DeliveryEventKind::DeliveryFailed, Stage::Failed);
         let altered = |kind: &str, data: &[u8]| {
-            let event = contracts::events::CloudEvent {
-                kind: kind.to_owned(),
-                data: data.to_vec(),
-                ..(*good.event).clone()
-            };
+            let event =
+                contracts::events::CloudEvent { kind: kind.to_owned(), data: data.to_vec(), ..(*good.event).clone() };
             Delivered { event: Arc::new(event), ..good.clone() }
         };
         let batch = [altered("DeliveryFailed", b"{}"), altered("DeliveryDreamt", b"{}"), good.clone()];

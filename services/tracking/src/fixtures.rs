@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use auth::Identity;
 use contracts::{
-    Clock, Coordinate, DeliveryId, DroneId, Stage, Timestamp,
+    Coordinate, DeliveryId, DroneId, Stage, Timestamp,
     api::{Confirmation, PackageSize, PackageSpec},
     commands::{AssignedDrone, CloseFlight, CloseOutcome, FlightReport, OpenFlight, OpenOutcome, ReportOutcome},
     events::{DeliveryRecord, PositionFix},
@@ -207,9 +207,4 @@ pub(crate) async fn sqlite() -> (tempfile::TempDir, Opened) {
     let url = format!("sqlite:{}", folder.path().join("tracking.db").display());
     let opened = crate::store::open(&url).await.unwrap();
     (folder, opened)
-}
-
-/// The bench's own clock, as everything else sees it.
-pub(crate) fn now(bench: &Bench) -> Timestamp {
-    bench.clock.now()
 }

@@ -86,7 +86,8 @@ impl Missions {
                 heard.push((note, senders));
             }
         }
-        let assigned: HashSet<_> = heard.iter().filter(|(note, _)| note.assigned).map(|(note, _)| note.delivery_id).collect();
+        let assigned: HashSet<_> =
+            heard.iter().filter(|(note, _)| note.assigned).map(|(note, _)| note.delivery_id).collect();
         let assigned: Vec<_> = assigned.into_iter().collect();
         let flights: HashMap<_, _> =
             self.store.load(&assigned).await?.into_iter().map(|flight| (flight.delivery_id, flight)).collect();
@@ -234,7 +235,9 @@ mod tests {
     fn summary(update: &MissionUpdate) -> String {
         match update {
             MissionUpdate::Snapshot { missions } => format!("snapshot of {}", missions.len()),
-            MissionUpdate::Assigned { mission } => format!("assigned {} {}", mission.delivery_id.0.as_u128(), mission.attempt),
+            MissionUpdate::Assigned { mission } => {
+                format!("assigned {} {}", mission.delivery_id.0.as_u128(), mission.attempt)
+            }
             MissionUpdate::Recalled { delivery_id, attempt, .. } => {
                 format!("recalled {} {attempt}", delivery_id.0.as_u128())
             }

@@ -140,6 +140,9 @@ impl Tracker {
 
     /// Takes over what the owner says of deliveries: for each, in order, whether it is on disk.
     pub(crate) async fn settle(&self, records: Vec<DeliveryRecord>) -> Vec<bool> {
+        if records.is_empty() {
+            return Vec::new();
+        }
         let outcomes = self.call(records.into_iter().map(|record| Step::Settle(Box::new(record))).collect()).await;
         abort_point("tracking.event_applied");
         outcomes.into_iter().map(|outcome| matches!(outcome, Outcome::Settled)).collect()
@@ -221,12 +224,9 @@ impl Desk {
             let mut changed = Vec::new();
             for places in pending {
                 let draft = judge(asks, places, known.remove(&places[0].delivery_id), now, outcomes);
-                match self.change(draft, now) {
-                    Some(change) => {
-                        changes.push(change);
-                        changed.push(places);
-                    }
-                    None => continue,
+                if let Some(change) = self.change(draft, now) {
+                    changes.push(change);
+                    changed.push(places);
                 }
             }
             pending = self.save(changes, &changed, now, outcomes).await;
@@ -352,13 +352,7 @@ impl Step {
 }
 
 /// Applies the steps of one flight, in order, and notes what becomes of each if the draft is saved.
-fn judge(
-    asks: &[Steps],
-    places: &[Place],
-    flight: Option<Flight>,
-    now: Timestamp,
-    outcomes: &mut [Outcomes],
-) -> Draft {
+fn judge(asks: &[Steps], places: &[Place], flight: Option<Flight>, now: Timestamp, outcomes: &mut [Outcomes]) -> Draft {
     let mut draft = Draft::new(flight);
     for at in places {
         outcomes[at.ask][at.step] = match &asks[at.ask][at.step] {

@@ -113,7 +113,8 @@ impl Consumer {
         }
     }
 
-    /// Handles a batch until every record has had its effect or is a dead letter; false when shut down before.
+    /// Handles a batch until every record has had its effect or is a dead letter; false when shut down before. What
+    /// follows a record that has to wait is handled again after it: the last effects are in the partition's order.
     async fn settle(
         &self,
         batch: &[Delivered],
@@ -126,10 +127,12 @@ impl Consumer {
             let records: Vec<_> = pending.iter().map(|(record, _)| record.clone()).collect();
             let results = handler.handle(&records).await;
             debug_assert_eq!(results.len(), records.len(), "one result for each record");
-            let mut left = Vec::new();
+            let mut left: Vec<(Delivered, u32)> = Vec::new();
             let mut dead = Vec::new();
             for ((record, tries), result) in pending.into_iter().zip(results) {
+                let waits = left.iter().any(|(first, _)| first.partition == record.partition && first.topic == record.topic);
                 match result {
+                    Ok(()) if waits => left.push((record, tries)),
                     Ok(()) => {}
                     Err(HandleError::Poison(cause)) if tries + 1 >= POISON_TRIES => {
                         error!(group = self.group, topic = %record.topic, offset = record.offset,

@@ -1,13 +1,13 @@
 //! Events that a consumer could not digest: kept with their cause, published again by command.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use contracts::{Clock, Timestamp, events::CloudEvent};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{Delivered, EventLog, LogError, consumer::next_offsets};
+use crate::{Delivered, EventLog, GroupLag, LogError, consumer::next_offsets};
 
 /// The type of a dead letter's event.
 pub const KIND: &str = "DeadLetter";
@@ -52,9 +52,12 @@ pub struct DeadLetter {
     pub data: String,
 }
 
+/// How the name of every dead-letter topic ends. No retention applies to these.
+pub(crate) const TOPIC_SUFFIX: &str = ".dead-letters";
+
 /// The dead-letter topic of a consumer group.
 pub fn topic_of(group: &str) -> String {
-    format!("{group}.dead-letters")
+    format!("{group}{TOPIC_SUFFIX}")
 }
 
 /// The dead letter for a record that `group` could not digest.
@@ -108,11 +111,22 @@ fn redrive_group(group: &str) -> String {
 
 /// Dead letters of `group` that wait for a redrive.
 pub async fn waiting(log: &dyn EventLog, group: &str) -> Result<u64, LogError> {
+    Ok(waiting_lags(log, group).await?.iter().map(GroupLag::lag).sum())
+}
+
+async fn waiting_lags(log: &dyn EventLog, group: &str) -> Result<Vec<GroupLag>, LogError> {
     let (topic, redrive) = (topic_of(group), redrive_group(group));
-    // Joining makes the group known, so that its lag counts from the first letter.
+    let mine = |lags: Vec<GroupLag>| -> Vec<GroupLag> {
+        lags.into_iter().filter(|lag| lag.group == redrive && lag.topic == topic).collect()
+    };
+    let known = mine(log.lag().await?);
+    if !known.is_empty() {
+        return Ok(known);
+    }
+    // Joining makes the group known, so that its lag counts from the first letter. Only once: a member more would
+    // take partitions from a redrive that is under way.
     let _subscription = log.subscribe(&redrive, &[&topic]).await?;
-    let lags = log.lag().await?;
-    Ok(lags.iter().filter(|lag| lag.group == redrive && lag.topic == topic).map(crate::GroupLag::lag).sum())
+    Ok(mine(log.lag().await?))
 }
 
 /// The oldest waiting dead letters of `group`, at most `limit`. They stay.
@@ -130,24 +144,37 @@ pub async fn peek(log: &dyn EventLog, group: &str, limit: usize) -> Result<Vec<D
     Ok(letters)
 }
 
-/// Publishes every waiting dead letter of `group` to its topic again; answers how many. Killed in between, it goes on
-/// where it was: some may be published twice, which no consumer minds.
+/// Publishes every waiting dead letter of `group` to its topic again, but none that comes in the meantime; answers how
+/// many. Killed in between, it goes on where it was: some may be published twice, which no consumer minds.
 pub async fn redrive(log: &dyn EventLog, group: &str) -> Result<u64, LogError> {
-    let mut left = waiting(log, group).await?;
+    let lags = waiting_lags(log, group).await?;
+    let mut left: u64 = lags.iter().map(GroupLag::lag).sum();
+    let ends: HashMap<u32, u64> = lags.into_iter().map(|lag| (lag.partition, lag.end)).collect();
+    // How far each partition has been published: what a rebalance brings back is not published twice.
+    let mut published: HashMap<u32, u64> = HashMap::new();
     let mut subscription = log.subscribe(&redrive_group(group), &[&topic_of(group)]).await?;
     let mut redriven = 0;
     while left > 0 {
         let Ok(records) = tokio::time::timeout(PATIENCE, subscription.next(BATCH)).await else { break };
-        let records = records?;
-        left = left.saturating_sub(records.len() as u64);
+        let mut records = records?;
+        records.retain(|record| ends.get(&record.partition).is_some_and(|end| record.offset < *end));
         let mut originals = Vec::new();
         for record in &records {
+            let next = published.entry(record.partition).or_insert(0);
+            if record.offset < *next {
+                continue;
+            }
+            *next = record.offset + 1;
+            left = left.saturating_sub(1);
             if let Ok(letter) = serde_json::from_slice::<DeadLetter>(&record.event.data) {
                 originals.push(original(letter));
             }
         }
         log.publish(&originals).await?;
-        subscription.commit(&next_offsets(&records)).await?;
+        match subscription.commit(&next_offsets(&records)).await {
+            Ok(()) | Err(LogError::Rebalanced) => {}
+            Err(error) => return Err(error),
+        }
         redriven += originals.len() as u64;
     }
     Ok(redriven)

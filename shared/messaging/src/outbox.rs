@@ -67,7 +67,7 @@ pub struct OutboxRow {
 /// Where a relay finds events that were committed.
 #[async_trait]
 pub trait OutboxSource: Send + Sync + 'static {
-    /// Becomes, or stays, the only reader until `until`; false where another is.
+    /// Becomes, or stays, the only reader until `until`; false where another is. An `until` in the past gives it up.
     async fn lease(&self, owner: &str, now: Timestamp, until: Timestamp) -> Result<bool, OutboxError>;
 
     /// The oldest events, in order of commit.
@@ -235,6 +235,10 @@ impl Relay {
                 () = self.clock.sleep(pause) => {}
                 () = shutdown.cancelled() => {}
             }
+        }
+        // A lease that has ended already: the successor need not wait it out.
+        if let Err(error) = self.source.lease(&self.owner, self.clock.now(), Timestamp::UNIX_EPOCH).await {
+            warn!(error = %chain(&error), "the relay's lease was not given up");
         }
     }
 

@@ -69,11 +69,16 @@ impl Delivery {
         if self.record.stage.is_terminal() {
             return Next::Over;
         }
+        // The deadline waits for no retry. An intent loses nothing by it: giving up undoes everything, too.
+        if self.gives_up_at(now) {
+            return Next::Do(Action::GiveUp);
+        }
         if let Some(not_before) = self.saga.not_before
             && not_before > now
-            && !self.gives_up_at(now)
         {
-            return Next::Wait(not_before.min(self.timer()));
+            // A timer that is past does not count: what it asked for is what is being retried.
+            let timer = self.timer();
+            return Next::Wait(if timer > now { not_before.min(timer) } else { not_before });
         }
         match &self.saga.goal {
             Goal::GiveUp { .. } => self.next_undo(),
@@ -101,9 +106,6 @@ impl Delivery {
             let picked_up = self.record.stage.rank() >= Stage::HeadedToDropoff.rank();
             let before = if picked_up { Stage::Completed } else { Stage::HeadedToDropoff };
             return Next::Do(Action::CloseFlight { before, reason: CloseReason::DroneFailed });
-        }
-        if self.gives_up_at(now) {
-            return Next::Do(Action::GiveUp);
         }
         if now >= self.record.deadline + EXPIRY {
             return Next::Do(Action::CloseFlight { before: Stage::Completed, reason: CloseReason::Expire });

@@ -8,7 +8,7 @@ use contracts::{
 };
 
 use super::{
-    ASK_AGAIN, Changes, Delivery, FIRST_RETRY, Goal, IllegalTransition, LONGEST_RETRY, Part,
+    ASK_AGAIN, Changes, Delivery, FIRST_RETRY, Goal, IllegalTransition, LONGEST_RETRY, Part, allowed,
     decide::{Action, CloseReason},
 };
 
@@ -67,17 +67,18 @@ impl Delivery {
         Ok(changes)
     }
 
-    /// The grant of a drone, by answer or by event; false where it is not for the current attempt, or known.
-    #[must_use]
-    pub fn grant(&mut self, attempt: u32, drone: &AssignedDrone) -> bool {
+    /// The grant of a drone, by answer or by event; changes nothing where it is not for the current attempt, or known.
+    pub fn grant(&mut self, attempt: u32, drone: &AssignedDrone, now: Timestamp) -> Changes {
+        let mut changes = Changes::default();
         let wanted = self.saga.goal == Goal::Schedule && matches!(self.saga.drone, Part::Todo | Part::Waiting);
         if self.record.stage.is_terminal() || attempt != self.record.attempt || !wanted {
-            return false;
+            return changes;
         }
+        changes.step("reserve_drone", "done", self, now);
         self.record.drone = Some(drone.clone());
         self.saga.drone = Part::Done;
         self.move_on();
-        true
+        changes
     }
 
     fn move_on(&mut self) {
@@ -118,9 +119,8 @@ impl Delivery {
     fn reserve_answered(&mut self, answer: &ReserveOutcome, now: Timestamp, changes: &mut Changes) {
         match answer {
             ReserveOutcome::Reserved { drone } => {
-                changes.step("reserve_drone", "done", self, now);
-                // Not wanted only where an event brought the same grant before.
-                let _ = self.grant(self.record.attempt, drone);
+                let granted = self.grant(self.record.attempt, drone, now);
+                changes.steps.extend(granted.steps);
             }
             ReserveOutcome::Waiting => {
                 if self.saga.drone != Part::Waiting {
@@ -176,8 +176,14 @@ impl Delivery {
             CloseOutcome::TooLate { progress } => {
                 changes.step("close_flight", "too_late", self, now);
                 self.move_on();
+                let known = self.record.stage;
                 self.take_up(Some(progress), now, changes);
                 self.too_late(reason);
+                let asks_again = matches!(reason, CloseReason::DroneFailed | CloseReason::Expire);
+                if asks_again && self.record.stage == known {
+                    // Too late for what, it does not say: asked again at once, it would answer the same.
+                    self.try_later(now);
+                }
                 Ok(())
             }
             _ => {
@@ -198,6 +204,12 @@ impl Delivery {
     /// No report changes the flight any more: the decision can be committed.
     fn closed(&mut self, reason: CloseReason, now: Timestamp, changes: &mut Changes) -> Result<(), IllegalTransition> {
         match reason {
+            CloseReason::Cancel if !allowed(self.record.stage, Stage::Cancelled) => {
+                // It was closed after the pickup, for another reason, by a decision that was not committed: that reason
+                // is still there and decides.
+                self.intents.cancel = None;
+                Ok(())
+            }
             CloseReason::Cancel => self.end(Stage::Cancelled, "cancelled by the customer", now, changes),
             CloseReason::Expire => self.end(Stage::Failed, "the deadline has passed", now, changes),
             CloseReason::DroneFailed if self.record.stage == Stage::HeadedToDropoff => {
@@ -263,7 +275,7 @@ impl Delivery {
         self.saga.package = Part::Undone;
         self.move_on();
         let Goal::GiveUp { reason } = self.saga.goal.clone() else { return Ok(()) };
-        if self.intents.cancel.is_some() {
+        if self.intents.cancel.is_some() && allowed(self.record.stage, Stage::Cancelled) {
             return self.end(Stage::Cancelled, "cancelled by the customer", now, changes);
         }
         let stage = if self.record.stage == Stage::Requested { Stage::Rejected } else { Stage::Failed };

@@ -5,7 +5,7 @@ use contracts::{
     events::{DeliveryEventKind, FlightProgress, StageEntry},
 };
 
-use super::{Changes, Delivery, Part};
+use super::{Changes, Delivery, Goal, Part};
 
 /// A transition that the lifecycle does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +107,8 @@ impl Delivery {
             if !reached.stage.is_flight() || reached.stage.rank() <= self.record.stage.rank() {
                 continue;
             }
-            if self.record.stage == Stage::Requested {
+            let opening = self.saga.goal == Goal::Schedule && self.saga.flight != Part::Done;
+            if self.record.stage == Stage::Requested || (self.record.stage == Stage::Scheduled && opening) {
                 // The flight was opened and the drone reports, but the commit of Scheduled is still to come.
                 self.schedule(now, &mut changes);
             }

@@ -117,6 +117,9 @@ pub trait Store: Send + Sync + 'static {
     /// answered.
     async fn save(&self, changes: &[Change]) -> Vec<Result<(), StoreError>>;
 
+    /// What a customer's idempotency key was used for: the delivery, and the hash of the body.
+    async fn key_use(&self, customer: &CustomerId, key: &str) -> Result<Option<(DeliveryId, String)>, StoreError>;
+
     /// Those of the deliveries that exist, in no order.
     async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Delivery>, StoreError>;
 

@@ -10,6 +10,11 @@ function make(name, attributes, ...children) {
   return element;
 }
 
+/** Text in which `code` stands between backticks. */
+function prose(text) {
+  return make("span", {}, ...text.split("`").map((part, index) => (index % 2 ? make("code", {}, part) : part)));
+}
+
 const nameOf = (reference) => reference.split("/").pop();
 
 /** A schema in words, with links to the named ones. */
@@ -40,20 +45,20 @@ function contents(content) {
 function operation(path, method, about) {
   const inside = make("div", { class: "inside" });
   const text = about.description || "";
-  if (text) inside.append(make("p", {}, text));
+  if (text) inside.append(make("p", {}, prose(text)));
   inside.append(make("p", {}, about.security && about.security.some((one) => "bearer" in one) ? "Needs a bearer token." : "Needs no token."));
   if (about.parameters && about.parameters.length) {
-    const rows = about.parameters.map((one) => [make("code", {}, one.name), one.in, typeOf(one.schema), one.description]);
+    const rows = about.parameters.map((one) => [make("code", {}, one.name), one.in, typeOf(one.schema), prose(one.description || "")]);
     inside.append(make("h3", {}, "Parameters"), table(["Name", "In", "Type", "Meaning"], rows));
   }
   if (about.requestBody) {
     inside.append(make("h3", {}, "Body"), contents(about.requestBody.content));
     if (about.requestBody.description) inside.append(make("p", {}, about.requestBody.description));
   }
-  const answers = Object.entries(about.responses).map(([status, one]) => [make("code", {}, status), one.description, contents(one.content)]);
+  const answers = Object.entries(about.responses).map(([status, one]) => [make("code", {}, status), prose(one.description), contents(one.content)]);
   inside.append(make("h3", {}, "Answers"), table(["Status", "Meaning", "Body"], answers));
   const summary = make("summary", {}, make("span", { class: "method " + method }, method), make("code", {}, path),
-    make("span", { class: "what" }, about.summary || ""));
+    make("span", { class: "what" }, prose(about.summary || "")));
   return make("details", {}, summary, inside);
 }
 
@@ -63,8 +68,8 @@ function fieldsOf(schema) {
 }
 
 function schemaCard(name, schema) {
-  const fields = fieldsOf(schema).map(([field, one]) => [make("code", {}, field), typeOf(one), one.description]);
-  const inside = make("div", { class: "inside" }, schema.description ? make("p", {}, schema.description) : null,
+  const fields = fieldsOf(schema).map(([field, one]) => [make("code", {}, field), typeOf(one), prose(one.description || "")]);
+  const inside = make("div", { class: "inside" }, schema.description ? make("p", {}, prose(schema.description)) : null,
     fields.length ? table(["Field", "Type", "Meaning"], fields) : make("p", {}, typeOf(schema)));
   return make("details", { id: "schema-" + name }, make("summary", {}, make("code", {}, name)), inside);
 }
@@ -79,7 +84,7 @@ async function render() {
   try {
     const api = await (await fetch("/openapi.json")).json();
     document.getElementById("version").textContent = api.info.title + ", version " + api.info.version;
-    main.replaceChildren(make("p", {}, api.info.description || ""));
+    main.replaceChildren(make("p", {}, prose(api.info.description || "")));
     for (const tag of api.tags || []) {
       const card = make("section", { class: "card" }, make("h2", {}, tag.name), make("p", {}, tag.description || ""));
       for (const [path, item] of Object.entries(api.paths)) {

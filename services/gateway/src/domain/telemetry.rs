@@ -100,12 +100,8 @@ fn shortened(mut reason: String) -> String {
 
 impl Split {
     fn take(&mut self, number: usize, line: &TelemetryLine) {
-        let fix = PositionFix {
-            position: line.position(),
-            battery: line.battery,
-            at: line.at,
-            sequence: line.sequence,
-        };
+        let fix =
+            PositionFix { position: line.position(), battery: line.battery, at: line.at, sequence: line.sequence };
         let failed = line.stage == Some(Stage::Failed);
         self.drones.push(DroneReport {
             drone_id: line.drone_id,

@@ -25,7 +25,7 @@ const STEPS_NOT_KEPT: u32 = 0;
 
 /// Ask for a delivery. 202 means that it is stored and will be decided, whatever fails meanwhile.
 #[utoipa::path(
-    post, path = "/api/deliveries", tag = "deliveries",
+    post, path = "/api/deliveries", tag = "deliveries", operation_id = "createDelivery",
     params(("Idempotency-Key" = Option<String>, Header, max_length = 128,
         description = "Within 24 hours the same key with the same body is answered with the first answer.")),
     request_body = CreateDelivery,
@@ -60,7 +60,7 @@ pub(super) async fn create(
 
 /// My deliveries, newest first, as delivery alone knows them.
 #[utoipa::path(
-    get, path = "/api/deliveries", tag = "deliveries",
+    get, path = "/api/deliveries", tag = "deliveries", operation_id = "listDeliveries",
     params(ListQuery),
     responses((status = 200, description = "A page.", body = Page<DeliveryView>))
 )]
@@ -79,7 +79,7 @@ pub(super) async fn list(
 
 /// One delivery: live from four services while it is under way, afterwards from the history.
 #[utoipa::path(
-    get, path = "/api/deliveries/{id}", tag = "deliveries",
+    get, path = "/api/deliveries/{id}", tag = "deliveries", operation_id = "getDelivery",
     params(("id" = DeliveryId, Path, description = "The delivery.")),
     responses(
         (status = 200, description = "The delivery; `degraded` names the parts that could not be had.",
@@ -98,7 +98,7 @@ pub(super) async fn read(
 
 /// Cancel a delivery before its package is picked up.
 #[utoipa::path(
-    delete, path = "/api/deliveries/{id}", tag = "deliveries",
+    delete, path = "/api/deliveries/{id}", tag = "deliveries", operation_id = "cancelDelivery",
     params(("id" = DeliveryId, Path, description = "The delivery.")),
     responses(
         (status = 200, description = "Cancelled.", body = DeliveryView),
@@ -133,7 +133,7 @@ pub(super) async fn cancel(
 
 /// The saga's steps of a delivery with their outcomes, and every stage with its time.
 #[utoipa::path(
-    get, path = "/api/deliveries/{id}/timeline", tag = "deliveries",
+    get, path = "/api/deliveries/{id}/timeline", tag = "deliveries", operation_id = "getTimeline",
     params(("id" = DeliveryId, Path, description = "The delivery.")),
     responses(
         (status = 200, description = "The timeline. Long after the end only the stages are kept, and \

@@ -9,7 +9,7 @@ use super::{Gateway, request::Strict};
 
 /// A token for any subject in any role. There only while the development issuer is on; 404 otherwise.
 #[utoipa::path(
-    post, path = "/api/dev/token", tag = "development",
+    post, path = "/api/dev/token", tag = "development", operation_id = "issueToken",
     request_body = TokenRequest,
     responses((status = 200, description = "A bearer token.", body = TokenAnswer)),
     security(())

@@ -1,11 +1,7 @@
 //! The fleet: seeing drones, registering and retiring them.
 
 use auth::{Action, Identity};
-use axum::{
-    extract::State,
-    http::StatusCode,
-    response::Response,
-};
+use axum::{extract::State, http::StatusCode, response::Response};
 use chassis::{ApiError, Json, Path, Query, client::CALL_DEADLINE};
 use contracts::{
     BaseId, DroneId,
@@ -24,6 +20,7 @@ use super::{
 
 /// Which drones, and which page of them.
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FleetParameters {
     /// Only the drones of that base. A base station sees only its own.
@@ -37,6 +34,7 @@ pub(super) struct FleetParameters {
 
 /// Which drones.
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FleetStreamParameters {
     /// Only the drones of that base. A base station sees only its own.
@@ -45,7 +43,7 @@ pub(super) struct FleetStreamParameters {
 
 /// The drones, with position and battery.
 #[utoipa::path(
-    get, path = "/api/fleet", tag = "fleet",
+    get, path = "/api/fleet", tag = "fleet", operation_id = "listDrones",
     params(FleetParameters),
     responses((status = 200, description = "A page.", body = Page<FleetDrone>))
 )]
@@ -68,7 +66,7 @@ pub(super) async fn list(
 
 /// The drones, live: an array of all of them, then arrays of those that changed.
 #[utoipa::path(
-    get, path = "/api/fleet/events", tag = "fleet",
+    get, path = "/api/fleet/events", tag = "fleet", operation_id = "watchDrones",
     params(FleetStreamParameters),
     responses((status = 200, description = "Server-sent events, each an array of drones.", body = Vec<FleetDrone>,
         content_type = "text/event-stream"))
@@ -87,7 +85,7 @@ pub(super) async fn events(
 
 /// Register a drone, or change what is registered of it.
 #[utoipa::path(
-    put, path = "/api/fleet/{drone_id}", tag = "fleet",
+    put, path = "/api/fleet/{drone_id}", tag = "fleet", operation_id = "registerDrone",
     params(("drone_id" = DroneId, Path, description = "The drone.")),
     request_body = RegisterDrone,
     responses(
@@ -117,7 +115,7 @@ pub(super) async fn register(
 
 /// Retire a drone for good. One that is in use fails, and its delivery gets another or is broken off.
 #[utoipa::path(
-    delete, path = "/api/fleet/{drone_id}", tag = "fleet",
+    delete, path = "/api/fleet/{drone_id}", tag = "fleet", operation_id = "retireDrone",
     params(("drone_id" = DroneId, Path, description = "The drone.")),
     responses(
         (status = 204, description = "Retired."),

@@ -15,6 +15,7 @@ use crate::domain::history::Walk;
 
 /// Which finished deliveries. A cursor goes on in the range of its first page, whatever `from` and `to` say.
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HistoryParameters {
     /// Ended at or after; 30 days ago unless given.
@@ -30,7 +31,7 @@ pub(super) struct HistoryParameters {
 
 /// My finished deliveries, newest first: the last 30 days from the lookup store, older ones from the lake.
 #[utoipa::path(
-    get, path = "/api/history", tag = "history",
+    get, path = "/api/history", tag = "history", operation_id = "listHistory",
     params(HistoryParameters),
     responses((status = 200, description = "A page.", body = Page<HistoryItem>))
 )]

@@ -27,15 +27,11 @@ pub(super) struct Missions {
 
 /// The caller's missions: as a list, or with `Accept: text/event-stream` as a stream of changes and recalls.
 #[utoipa::path(
-    get, path = "/api/missions", tag = "flying",
+    get, path = "/api/missions", tag = "flying", operation_id = "listMissions",
     responses((status = 200, description = "All missions, or a stream that begins with all of them.",
         content((Missions = "application/json"), (MissionUpdate = "text/event-stream"))))
 )]
-pub(super) async fn list(
-    State(gateway): State<Gateway>,
-    user: User,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
+pub(super) async fn list(State(gateway): State<Gateway>, user: User, headers: HeaderMap) -> Result<Response, ApiError> {
     user.may(&Action::Fly)?;
     let tracking = &gateway.services.tracking;
     if wants_stream(&headers) {

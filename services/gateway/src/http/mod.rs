@@ -136,3 +136,31 @@ async fn harden(mut response: Response) -> Response {
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The methods that a path has handlers for, as they are shown by the router's own types.
+    fn methods(handlers: &MethodRouter<Gateway>) -> Vec<&'static str> {
+        let shown = format!("{handlers:?}");
+        let has = |name: &str| shown.split(", ").any(|part| part.contains(&format!("{name}: BoxedHandler")));
+        ["get", "put", "post", "delete", "patch"].into_iter().filter(|name| has(name)).collect()
+    }
+
+    #[test]
+    fn every_route_is_described_and_every_description_has_a_route() {
+        let mut routed = Vec::new();
+        for (path, handlers) in routes(true) {
+            routed.extend(methods(&handlers).into_iter().map(|method| format!("{method} {path}")));
+        }
+        let described = serde_json::to_value(openapi()).unwrap();
+        let mut expected = Vec::new();
+        for (path, item) in described["paths"].as_object().unwrap() {
+            expected.extend(item.as_object().unwrap().keys().map(|method| format!("{method} {path}")));
+        }
+        routed.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(routed, expected);
+    }
+}

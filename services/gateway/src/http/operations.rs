@@ -5,11 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use auth::Action;
 use axum::extract::State;
 use chassis::{ApiError, Json, Path, Query};
-use contracts::{
-    DroneId,
-    api::Problem,
-    commands::FleetDrone,
-};
+use contracts::{DroneId, api::Problem, commands::FleetDrone};
 use messaging::dead_letters::{self, DeadLetter, GROUPS};
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
@@ -56,6 +52,7 @@ pub(super) struct DeadLetters {
 
 /// Whose dead letters.
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeadLetterParameters {
     /// Of one consumer; of all unless given.
@@ -82,7 +79,7 @@ pub(super) struct Redriven {
 
 /// The sagas that are under way, by step, and the deliveries whose end is being decided.
 #[utoipa::path(
-    get, path = "/api/operations/sagas", tag = "operations",
+    get, path = "/api/operations/sagas", tag = "operations", operation_id = "getSagas",
     responses((status = 200, description = "The open sagas.", body = Object))
 )]
 pub(super) async fn sagas(State(gateway): State<Gateway>, user: User) -> Result<Json<Value>, ApiError> {
@@ -93,7 +90,7 @@ pub(super) async fn sagas(State(gateway): State<Gateway>, user: User) -> Result<
 
 /// How far every consumer is behind.
 #[utoipa::path(
-    get, path = "/api/operations/lag", tag = "operations",
+    get, path = "/api/operations/lag", tag = "operations", operation_id = "getLag",
     responses((status = 200, description = "By consumer group and topic.", body = Lags))
 )]
 pub(super) async fn lag(State(gateway): State<Gateway>, user: User) -> Result<Json<Lags>, ApiError> {
@@ -119,7 +116,7 @@ pub(super) async fn lag(State(gateway): State<Gateway>, user: User) -> Result<Js
 
 /// Events that a consumer could not digest, with the cause.
 #[utoipa::path(
-    get, path = "/api/operations/dead-letters", tag = "operations",
+    get, path = "/api/operations/dead-letters", tag = "operations", operation_id = "listDeadLetters",
     params(DeadLetterParameters),
     responses((status = 200, description = "The oldest that wait.", body = DeadLetters))
 )]
@@ -148,7 +145,7 @@ pub(super) async fn dead_letters(
 
 /// Publish a consumer's dead letters to their topics again; safe at any time and as often as wanted.
 #[utoipa::path(
-    post, path = "/api/operations/dead-letters/redrive", tag = "operations",
+    post, path = "/api/operations/dead-letters/redrive", tag = "operations", operation_id = "redriveDeadLetters",
     request_body = Redrive,
     responses((status = 200, description = "How many.", body = Redriven))
 )]
@@ -169,7 +166,7 @@ pub(super) async fn redrive(
 
 /// Declare a drone failed, as if it had said so itself.
 #[utoipa::path(
-    post, path = "/api/operations/drones/{id}/fail", tag = "operations",
+    post, path = "/api/operations/drones/{id}/fail", tag = "operations", operation_id = "failDrone",
     params(("id" = DroneId, Path, description = "The drone.")),
     responses(
         (status = 200, description = "Failed.", body = FleetDrone),

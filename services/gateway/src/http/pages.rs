@@ -8,10 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use chassis::{ApiError, Json, Path};
-use contracts::{
-    Region,
-    api::Problem,
-};
+use contracts::{Region, api::Problem};
 use reqwest::Method;
 use serde::Serialize;
 use utoipa::{
@@ -80,10 +77,8 @@ fn add_problems(operation: &mut Operation) {
     let open = operation.security.as_ref().is_some_and(|needed| needed.contains(&Default::default()));
     let mut problems = vec![("503", "Somebody who must be asked did not answer: try again.")];
     if !open {
-        operation.security = Some(vec![utoipa::openapi::security::SecurityRequirement::new(
-            "bearer",
-            Vec::<String>::new(),
-        )]);
+        operation.security =
+            Some(vec![utoipa::openapi::security::SecurityRequirement::new("bearer", Vec::<String>::new())]);
         problems.push(("401", "No bearer token, or not a good one."));
         problems.push(("403", "The caller's role may not do this."));
     }
@@ -115,7 +110,7 @@ pub(super) struct Status {
 
 /// What runs here, for everybody.
 #[utoipa::path(
-    get, path = "/api/status", tag = "about",
+    get, path = "/api/status", tag = "about", operation_id = "getStatus",
     responses((status = 200, description = "Name, version, region.", body = Status)),
     security(())
 )]
@@ -125,7 +120,7 @@ pub(super) async fn status(State(gateway): State<Gateway>) -> Json<Status> {
 
 /// Whether requests are worth sending here.
 #[utoipa::path(
-    get, path = "/health/ready", tag = "about",
+    get, path = "/health/ready", tag = "about", operation_id = "getReadiness",
     responses(
         (status = 200, description = "Ready.", body = String, content_type = "text/plain"),
         (status = 503, description = "Not ready.", body = Problem, content_type = "application/problem+json"),
@@ -139,7 +134,7 @@ pub(super) async fn ready(State(gateway): State<Gateway>) -> Result<&'static str
 
 /// This description.
 #[utoipa::path(
-    get, path = "/openapi.json", tag = "about",
+    get, path = "/openapi.json", tag = "about", operation_id = "getDescription",
     responses((status = 200, description = "OpenAPI 3.1.", body = Object))
 )]
 pub(super) async fn description(State(gateway): State<Gateway>) -> Response {
@@ -148,7 +143,7 @@ pub(super) async fn description(State(gateway): State<Gateway>) -> Response {
 
 /// This description as a page.
 #[utoipa::path(
-    get, path = "/docs", tag = "about",
+    get, path = "/docs", tag = "about", operation_id = "getDocs",
     responses((status = 200, description = "A page.", body = String, content_type = "text/html"))
 )]
 pub(super) async fn docs() -> Response {
@@ -157,7 +152,7 @@ pub(super) async fn docs() -> Response {
 
 /// What runs here and where to look.
 #[utoipa::path(
-    get, path = "/", tag = "about",
+    get, path = "/", tag = "about", operation_id = "getIndex",
     responses((status = 200, description = "A page.", body = String, content_type = "text/html"))
 )]
 pub(super) async fn index() -> Response {
@@ -166,7 +161,7 @@ pub(super) async fn index() -> Response {
 
 /// What the pages are made of.
 #[utoipa::path(
-    get, path = "/assets/{name}", tag = "about",
+    get, path = "/assets/{name}", tag = "about", operation_id = "getAsset",
     params(("name" = String, Path, description = "The file's name.")),
     responses(
         (status = 200, description = "The file.", body = String, content_type = "text/plain"),

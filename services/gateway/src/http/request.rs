@@ -73,7 +73,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Strict<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         check_media_type(request.headers(), &["application/json"])?;
         let bytes = Bytes::from_request(request, state).await.map_err(|error| body_error(&error))?;
-        let value = parse_json(&bytes)?;
+        let value = read_json(&bytes)?;
         if has_array(&bytes) {
             // Rare, and wrong: worth reading it again for the place.
             let field = parse_json::<Value>(&bytes).ok().and_then(|value| array_in(&value)).unwrap_or_default();
@@ -81,6 +81,20 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Strict<T> {
             return Err(ApiError::invalid_field(field, "must be an object, not an array"));
         }
         Ok(Self(value))
+    }
+}
+
+/// Reads JSON; the error names the field where it does not fit. A number where a name is expected looks like broken
+/// JSON to the parser, which then cannot say where: what is JSON after all is read again as such.
+pub(crate) fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let error = match parse_json(bytes) {
+        Err(error) if error.status() == StatusCode::BAD_REQUEST => error,
+        other => return other,
+    };
+    let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return Err(error) };
+    match serde_path_to_error::deserialize::<_, T>(value) {
+        Err(misfit) => Err(ApiError::invalid_field(misfit.path().to_string(), misfit.inner().to_string())),
+        Ok(_) => Err(error),
     }
 }
 
@@ -118,7 +132,7 @@ pub(crate) fn check_media_type(headers: &HeaderMap, accepted: &[&str]) -> Result
         let detail = format!("the body must be of type {}", accepted.join(" or "));
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes());
+    let encoding = headers.get(header::CONTENT_ENCODING).map(axum::http::HeaderValue::as_bytes);
     if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must not be compressed"));
     }
@@ -128,9 +142,9 @@ pub(crate) fn check_media_type(headers: &HeaderMap, accepted: &[&str]) -> Result
 /// Whether the caller would rather have a stream.
 pub(crate) fn wants_stream(headers: &HeaderMap) -> bool {
     let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accepts.flat_map(|value| value.split(',')).any(|range| {
-        range.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream")
-    })
+    accepts
+        .flat_map(|value| value.split(','))
+        .any(|range| range.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
 /// The header's name in requests and in problems.
@@ -154,6 +168,7 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiEr
 
 /// Which page of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListQuery {
     /// `next_cursor` of the page before.

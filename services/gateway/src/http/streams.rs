@@ -36,7 +36,7 @@ const FIRST_PAGES: usize = 5;
 
 /// One delivery, live: begins with its current state, ends with its last.
 #[utoipa::path(
-    get, path = "/api/deliveries/{id}/events", tag = "deliveries",
+    get, path = "/api/deliveries/{id}/events", tag = "deliveries", operation_id = "watchDelivery",
     params(("id" = DeliveryId, Path, description = "The delivery.")),
     responses(
         (status = 200, description = "Server-sent events: stages, position, ETA.", body = LiveUpdate,
@@ -52,8 +52,7 @@ pub(super) async fn delivery(
 ) -> Result<Response, ApiError> {
     readable(&user)?;
     let turn = turn(&gateway)?;
-    let source =
-        source(&gateway, &user, &gateway.services.delivery, format!("/deliveries/{id}/events"), Absent::Ends);
+    let source = source(&gateway, &user, &gateway.services.delivery, format!("/deliveries/{id}/events"), Absent::Ends);
     let records = match source.open().await {
         Ok(first) => follow(source, Some(first)),
         Err(error) if error.refused_with() == Some(404) => {
@@ -69,7 +68,7 @@ pub(super) async fn delivery(
 
 /// All my deliveries, live: begins with their current state.
 #[utoipa::path(
-    get, path = "/api/events", tag = "deliveries",
+    get, path = "/api/events", tag = "deliveries", operation_id = "watchDeliveries",
     responses((status = 200, description = "Server-sent events: a delivery whenever it changes.", body = LiveUpdate,
         content_type = "text/event-stream"))
 )]
@@ -247,7 +246,7 @@ impl All {
 
     /// The newest deliveries and all open ones, oldest first. Where delivery does not answer, its stream breaks, too,
     /// and this is asked again after the reconnect.
-    async fn current(&self) -> VecDeque<DeliveryRecord> {
+    async fn current(&mut self) -> VecDeque<DeliveryRecord> {
         let delivery = &self.gateway.services.delivery;
         let mut records = VecDeque::new();
         let mut cursor: Option<String> = None;

@@ -8,10 +8,7 @@ use axum::{
     extract::{State, rejection::BytesRejection},
     http::{HeaderMap, StatusCode},
 };
-use chassis::{
-    ApiError, Json, Peer, PeerError,
-    extract::{body_error, parse_json},
-};
+use chassis::{ApiError, Json, Peer, PeerError, extract::body_error};
 use contracts::{
     api::{MAX_TELEMETRY_LINES, TelemetryAnswer, TelemetryLine},
     commands::{Commands, Outcomes, ReportOutcome},
@@ -21,7 +18,7 @@ use serde::Serialize;
 
 use super::{
     Gateway,
-    request::{User, check_media_type},
+    request::{User, check_media_type, read_json},
 };
 use crate::domain::telemetry;
 
@@ -34,7 +31,7 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Reports of drones, one JSON object a line. What is accepted is stored.
 #[utoipa::path(
-    post, path = "/api/telemetry", tag = "flying",
+    post, path = "/api/telemetry", tag = "flying", operation_id = "reportTelemetry",
     request_body(content = TelemetryLine, content_type = "application/x-ndjson",
         description = "At most 10,000 lines and 4 MiB."),
     responses((status = 200, description = "What became of every line.", body = TelemetryAnswer))
@@ -56,8 +53,7 @@ pub(super) async fn report(
     })?;
     let services = &gateway.services;
     let (drones, flights) = (std::mem::take(&mut split.drones), std::mem::take(&mut split.flights));
-    let (fleet, tracking) =
-        tokio::join!(say(&services.fleet, &user, drones), say(&services.tracking, &user, flights));
+    let (fleet, tracking) = tokio::join!(say(&services.fleet, &user, drones), say(&services.tracking, &user, flights));
     Ok(Json(split.answer(fleet?.as_deref(), tracking?.as_deref())))
 }
 
@@ -80,7 +76,7 @@ async fn say<C: Serialize>(peer: &Peer, user: &User, reports: Vec<C>) -> Result<
 
 /// What is wrong with a line that cannot be read: the field, where it is one field's fault.
 fn explain(line: &[u8]) -> String {
-    let Err(error) = parse_json::<TelemetryLine>(line) else { return "the line cannot be read".to_owned() };
+    let Err(error) = read_json::<TelemetryLine>(line) else { return "the line cannot be read".to_owned() };
     match error.0.errors.first() {
         Some(fault) => format!("{}: {}", fault.field, fault.message),
         None => error.0.detail.unwrap_or(error.0.title).replace("the body", "the line"),
@@ -98,6 +94,7 @@ mod tests {
             (r#"{"color":1}"#, "color: "),
             ("{}", "drone_id: "),
             (r#"{"stage":"Flying"}"#, "stage: "),
+            (r#"{"stage":1}"#, "stage: "),
             ("{", "the line is not JSON"),
         ] {
             let reason = explain(line.as_bytes());

@@ -10,7 +10,7 @@ use contracts::{
     BaseId, Coordinate, CustomerId, DeliveryId, DroneId, Region, Stage, Timestamp,
     api::Confirmation,
     commands::Mission,
-    events::{FlightProgress, PositionFix, PositionSample, StageTime},
+    events::{DeliveryRecord, FlightProgress, PositionFix, PositionSample, StageTime},
 };
 
 pub(crate) use draft::{Draft, Extent};
@@ -21,6 +21,11 @@ pub(crate) const SAMPLE_EVERY_S: i64 = 5;
 /// A terminal event older than this leaves no tombstone, in minutes: steps have deadlines of seconds, so that no late
 /// open can still be on its way, and a replayed topic would otherwise write a row for every delivery there ever was.
 pub(crate) const LATE_OPEN_MINUTES: i64 = 60;
+
+/// Whether a record can mean anything to a flight: most only say that an attempt goes on, which flights know themselves.
+pub(crate) fn ends_flights(record: &DeliveryRecord) -> bool {
+    record.stage.is_terminal() || record.attempt > 1
+}
 
 /// What an attempt's flight was opened with.
 #[derive(Debug, Clone, PartialEq)]

@@ -185,6 +185,13 @@ fn an_older_record_never_ends_a_newer_attempt() {
         assert_eq!(draft.flight.as_ref(), Some(&second), "{stage}");
         draft.settle(&record(1, 2, stage), start());
         assert_eq!(draft.flight.as_ref().unwrap().is_open(), !stage.is_terminal(), "{stage}");
+        for attempt in 1..=2 {
+            let first = Flight { attempt, ..opened(1) };
+            let mut draft = Draft::new(Some(first.clone()));
+            draft.settle(&record(1, 1, stage), start());
+            let changed = draft.flight.as_ref() != Some(&first);
+            assert!(!changed || ends_flights(&record(1, 1, stage)), "{stage}: what is passed over ends nothing");
+        }
         let mut draft = Draft::new(Some(second.clone()));
         draft.settle(&record(1, 3, stage), start());
         assert!(!draft.flight.as_ref().unwrap().is_open(), "{stage}");

@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{Router, extract::State, routing::post};
 use contracts::{
+    Clock,
     api::Role,
     commands::{DeliveryStatus, MissionUpdate},
     events::DeliveryRecord,
 };
-use futures::{Stream, StreamExt};
+use futures::{StreamExt, stream::BoxStream};
 use reqwest::{Method, Response};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use testkit::{ManualClock, World, until};
 use tokio::{sync::Mutex, task::JoinSet};
@@ -27,7 +29,7 @@ struct Service {
     url: String,
     store: String,
     records: Records,
-    _tasks: JoinSet<anyhow::Result<()>>,
+    tasks: JoinSet<anyhow::Result<()>>,
 }
 
 async fn statuses(State(records): State<Records>, Json(asked): Json<Ids>) -> Json<Vec<DeliveryStatus>> {
@@ -51,7 +53,7 @@ impl Service {
         let (node, url) = world.node("tracking", &[("delivery", &delivery)]).await;
         let store = format!("sqlite:{}", world.path("tracking.db").display());
         tasks.spawn(crate::run(crate::Config { store: store.clone() }, node));
-        Self { world, clock, http: chassis::client::http_client().unwrap(), url, store, records, _tasks: tasks }
+        Self { world, clock, http: chassis::client::http_client().unwrap(), url, store, records, tasks }
     }
 
     async fn send(&self, token: &str, method: Method, path: &str, body: Option<Value>) -> Response {
@@ -91,7 +93,7 @@ impl Service {
         (status, body["outcomes"][0].clone())
     }
 
-    async fn stream<T: serde::de::DeserializeOwned>(&self, token: &str, path: &str) -> impl Stream<Item = T> + Unpin {
+    async fn stream<T: DeserializeOwned + Send + 'static>(&self, token: &str, path: &str) -> BoxStream<'static, T> {
         let request = self.http.get(format!("{}{path}", self.url)).bearer_auth(token);
         let response = request.header("accept", "text/event-stream").send().await.unwrap();
         assert_eq!(response.status(), 200);
@@ -99,15 +101,14 @@ impl Service {
     }
 
     async fn is_open(&self, number: u128) -> bool {
-        let (status, body) =
-            self.post(&self.service(), "/queries/flights", json!({"ids": [id(number)]})).await;
+        let (status, body) = self.post(&self.service(), "/queries/flights", json!({"ids": [id(number)]})).await;
         assert_eq!(status, 200);
         body[0]["open"].as_bool().unwrap()
     }
 }
 
 /// The messages of a stream of server-sent events.
-fn messages<T: serde::de::DeserializeOwned>(response: Response) -> impl Stream<Item = T> + Unpin {
+fn messages<T: DeserializeOwned + Send + 'static>(response: Response) -> BoxStream<'static, T> {
     let bytes = Box::pin(response.bytes_stream());
     Box::pin(futures::stream::unfold((bytes, String::new()), |(mut bytes, mut text)| async move {
         loop {
@@ -154,12 +155,9 @@ async fn a_report_counts_only_from_the_drone_or_its_base() {
     let south = service.world.token("south", Role::BaseStation);
     let other = service.world.token(&drone(2, 1).to_string(), Role::Drone);
     let own = service.world.token(&drone(1, 1).to_string(), Role::Drone);
-    for (token, sequence, expected) in [
-        (&south, 1, &not_yours),
-        (&other, 1, &not_yours),
-        (&own, 1, &accepted),
-        (&service.base(), 2, &accepted),
-    ] {
+    for (token, sequence, expected) in
+        [(&south, 1, &not_yours), (&other, 1, &not_yours), (&own, 1, &accepted), (&service.base(), 2, &accepted)]
+    {
         let (status, outcome) = service.report(token, &report(1, sequence, None)).await;
         assert_eq!((status, &outcome), (200, expected));
     }
@@ -288,6 +286,19 @@ async fn a_terminal_event_ends_the_flight_and_so_does_comparing_notes_when_it_is
     let audited = crate::audit_scan(&service.store).await.unwrap();
     let audited: Vec<_> = audited.iter().map(|flight| (flight.delivery_id, flight.open)).collect();
     assert_eq!(audited, [(id(1), false), (id(2), false), (id(3), true), (id(4), true)]);
+}
+
+#[tokio::test]
+async fn it_ends_at_shutdown_though_somebody_watches() {
+    let mut service = Service::start().await;
+    service.open(1).await;
+    let mut missions = service.stream::<MissionUpdate>(&service.base(), "/missions").await;
+    missions.next().await.unwrap();
+    service.world.shutdown.cancel();
+    while let Some(ended) = service.tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    while missions.next().await.is_some() {}
 }
 
 #[test]

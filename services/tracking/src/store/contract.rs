@@ -234,8 +234,10 @@ pub(super) async fn reports_are_judged_one_by_one_and_in_order(opened: Opened) {
 pub(super) async fn each_change_of_stage_is_one_event_in_the_same_write(opened: Opened) {
     let bench = Bench::over(&opened);
     bench.open(open(1, 1, 1)).await;
-    let reports: Vec<_> =
-        (1..).zip([None, Some(PICKUP), Some(PICKUP), Some(DROPOFF), Some(DROPOFF)]).map(|(n, s)| report(1, n, s)).collect();
+    let reports: Vec<_> = (1..)
+        .zip([None, Some(PICKUP), Some(PICKUP), Some(DROPOFF), Some(DROPOFF)])
+        .map(|(n, s)| report(1, n, s))
+        .collect();
     bench.report(reports.clone()).await;
     bench.report(reports).await;
     bench.report(vec![report(1, 9, Some(DONE)), report(1, 8, Some(DONE)), report(1, 10, Some(DONE))]).await;

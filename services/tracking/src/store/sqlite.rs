@@ -75,6 +75,24 @@ create table mission_log (
 
 const MIGRATIONS: &[&str] = &[outbox::SQLITE_SCHEMA, TABLES];
 
+/// Moves flights that are still at the version before; names those that were.
+const UPDATE_FIXES: &str = "
+update fixes set version = new.version, latitude = new.latitude, longitude = new.longitude, battery = new.battery,
+    at_us = new.at_us, sequence = new.sequence, sampled_us = new.sampled_us
+from (
+    select value ->> 0 as id, value ->> 1 as version, value ->> 2 as latitude, value ->> 3 as longitude,
+        value ->> 4 as battery, value ->> 5 as at_us, value ->> 6 as sequence, value ->> 7 as sampled_us
+    from json_each(?)
+) as new
+where fixes.delivery_id = new.id and fixes.version = new.version - 1
+returning delivery_id";
+
+/// Flights by id. The cross joins keep the order: what is asked for leads, and the rest is looked up.
+const LOAD: &str = "
+select flights.*, fixes.* from json_each(?) as asked
+cross join flights on flights.delivery_id = asked.value
+cross join fixes on fixes.delivery_id = asked.value";
+
 /// The embedded store of flights.
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteStore {
@@ -99,7 +117,8 @@ impl SqliteStore {
         insert_fixes(&mut transaction, &fresh, &mut won).await?;
         update_fixes(&mut transaction, &known, &mut won).await?;
         let winners = || changes.iter().filter(|change| won.contains(&change.flight.delivery_id));
-        let whole: Vec<_> = winners().filter(|change| change.whole).map(|change| FlightJson::of(&change.flight)).collect();
+        let whole: Vec<_> =
+            winners().filter(|change| change.whole).map(|change| FlightJson::of(&change.flight)).collect();
         put_flights(&mut transaction, &whole).await?;
         let missions: Vec<_> =
             winners().flat_map(|change| &change.missions).map(|note| MissionJson::of(note, now)).collect();
@@ -124,7 +143,8 @@ fn fixes(changes: &[&Change]) -> Result<String, sqlx::Error> {
 
 fn note_winners(rows: &[SqliteRow], won: &mut HashSet<DeliveryId>) -> Result<(), sqlx::Error> {
     for row in rows {
-        let id: DeliveryId = row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        let id: DeliveryId =
+            row.try_get::<&str, _>(0)?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
         won.insert(id);
     }
     Ok(())
@@ -158,18 +178,7 @@ async fn update_fixes(
     if changes.is_empty() {
         return Ok(());
     }
-    let rows = sqlx::query(
-        "update fixes set version = new.version, latitude = new.latitude, longitude = new.longitude,
-                battery = new.battery, at_us = new.at_us, sequence = new.sequence, sampled_us = new.sampled_us
-         from (select value ->> 0 as id, value ->> 1 as version, value ->> 2 as latitude, value ->> 3 as longitude,
-                      value ->> 4 as battery, value ->> 5 as at_us, value ->> 6 as sequence, value ->> 7 as sampled_us
-               from json_each(?)) as new
-         where fixes.delivery_id = new.id and fixes.version = new.version - 1
-         returning delivery_id",
-    )
-    .bind(fixes(changes)?)
-    .fetch_all(connection)
-    .await?;
+    let rows = sqlx::query(UPDATE_FIXES).bind(fixes(changes)?).fetch_all(connection).await?;
     note_winners(&rows, won)
 }
 
@@ -226,14 +235,7 @@ impl Store for SqliteStore {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = sqlx::query(
-            "select flights.*, fixes.* from json_each(?) as asked
-             cross join flights on flights.delivery_id = asked.value
-             cross join fixes on fixes.delivery_id = asked.value",
-        )
-        .bind(json(&ids)?)
-        .fetch_all(&self.db.reader)
-        .await?;
+        let rows = sqlx::query(LOAD).bind(json(&ids)?).fetch_all(&self.db.reader).await?;
         read(&rows, rows::flight)
     }
 
@@ -356,4 +358,47 @@ pub(crate) async fn audit_rows(path: &str) -> Result<Vec<AuditRow>, sqlx::Error>
     let flights = rows.iter().map(rows::audit_row).collect();
     file.close().await;
     flights
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::commands::{OpenOutcome, ReportOutcome};
+
+    use super::*;
+    use crate::fixtures::{Bench, open, report, sqlite};
+
+    async fn plan(store: &SqliteStore, sql: &'static str) -> String {
+        let sql = sqlx::AssertSqlSafe(format!("explain query plan {sql}"));
+        let rows = sqlx::query(sql).fetch_all(&store.db.reader).await.unwrap();
+        rows.iter().map(|row| row.get::<String, _>("detail")).collect::<Vec<_>>().join("; ")
+    }
+
+    #[tokio::test]
+    async fn a_batch_looks_its_rows_up_and_never_scans_the_flights() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path().join("t.db").to_str().unwrap()).await.unwrap();
+        let update = plan(&store, UPDATE_FIXES).await;
+        assert!(update.contains("SEARCH fixes USING PRIMARY KEY") && !update.contains("SCAN fixes"), "{update}");
+        let load = plan(&store, LOAD).await;
+        assert!(load.contains("SEARCH flights USING PRIMARY KEY") && !load.contains("SCAN f"), "{load}");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_saved_is_answered_so_and_counts_when_it_is_sent_again() {
+        let (folder, opened) = sqlite().await;
+        let bench = Bench::over(&opened);
+        assert_eq!(bench.open(open(1, 1, 1)).await, OpenOutcome::Opened);
+        assert_eq!(bench.report(vec![report(1, 1, None)]).await, [ReportOutcome::Accepted]);
+        let path = folder.path().join("tracking.db");
+        let other = sqlite::open(path.to_str().unwrap(), MIGRATIONS).await.unwrap();
+        let rename = |sql: &'static str| sqlx::query(sql).execute(&other.writer);
+        rename("alter table outbox rename to away").await.unwrap();
+        let reports = vec![report(1, 6, None)];
+        assert_eq!(bench.report(reports.clone()).await, [ReportOutcome::Unavailable]);
+        assert_eq!(bench.open(open(2, 1, 1)).await, OpenOutcome::Opened, "needs no outbox");
+        rename("alter table away rename to outbox").await.unwrap();
+        assert_eq!(bench.stored(1).await.unwrap().last.unwrap().sequence, 1);
+        assert_eq!(bench.report(reports).await, [ReportOutcome::Accepted]);
+        assert_eq!(bench.events("PositionSampled").await.len(), 2);
+    }
 }

@@ -89,6 +89,10 @@ impl State {
         for (group, storage_id, number, committed) in loaded.committed {
             let Some(name) = names.get(&storage_id) else { continue };
             let group = inner.groups.entry(group).or_default();
+            // A partition that the group has not committed yet counts from its start.
+            for other in 0..PARTITIONS {
+                group.committed.entry((name.clone(), other)).or_insert(0);
+            }
             group.committed.insert((name.clone(), number), committed);
         }
         Self { inner: Arc::new(Mutex::new(inner)) }
@@ -132,6 +136,8 @@ impl State {
         let Some(topic) = inner.topics.values_mut().find(|topic| topic.storage_id == storage_id) else { return };
         let Some(partition) = topic.partitions.get_mut(number as usize) else { return };
         partition.start = partition.start.max(start);
+        // A member that looked on disk for what had just gone finds what is left.
+        inner.announce();
     }
 
     pub(super) fn set_committed(&self, group: &str, at: TopicPartition, next: u64) {

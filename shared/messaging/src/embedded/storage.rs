@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::state::{Loaded, State};
 use crate::{
     LogError, Offset,
+    dead_letters::TOPIC_SUFFIX,
     sqlite::{self, Sqlite},
 };
 
@@ -229,10 +230,16 @@ impl Storage {
     pub(super) async fn drop_before(&self, horizon: Timestamp, state: &State) -> Result<(), sqlx::Error> {
         let mut transaction = self.store.writer.begin_with("BEGIN IMMEDIATE").await?;
         let dropped: Vec<(i64, u32, i64)> =
-            sqlx::query_as("delete from batches where at_ms < ? returning topic, partition, base + count")
-                .bind(horizon.timestamp_millis())
-                .fetch_all(&mut *transaction)
-                .await?;
+            // Dead letters wait for somebody to see to them, however long that takes.
+            sqlx::query_as(
+                "delete from batches
+                 where at_ms < ? and topic not in (select id from topics where name like '%' || ?)
+                 returning topic, partition, base + count",
+            )
+            .bind(horizon.timestamp_millis())
+            .bind(TOPIC_SUFFIX)
+            .fetch_all(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         for (topic, partition, next) in dropped {
             state.forget_before(topic, partition, u64::try_from(next).unwrap_or(0));

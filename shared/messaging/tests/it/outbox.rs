@@ -67,6 +67,10 @@ struct Relays<'a> {
 
 impl Relays<'_> {
     fn start(&self, owner: &str, log: Arc<dyn EventLog>) -> JoinSet<()> {
+        self.start_until(owner, log, CancellationToken::new())
+    }
+
+    fn start_until(&self, owner: &str, log: Arc<dyn EventLog>, shutdown: CancellationToken) -> JoinSet<()> {
         let relay = Relay {
             source: self.store.outbox.clone(),
             log,
@@ -75,7 +79,7 @@ impl Relays<'_> {
             owner: owner.to_owned(),
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(relay.run(CancellationToken::new()));
+        tasks.spawn(relay.run(shutdown));
         tasks
     }
 }
@@ -281,6 +285,23 @@ async fn a_paused_relay_that_lost_its_lease_doubles_but_deletes_nothing_unpublis
     .await;
     let all = published(&subject, "reader").await;
     assert_eq!(once(&all["a"]), upto(30));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_was_asked_to_stop_leaves_at_once_to_its_successor() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let relays = Relays { subject: &subject, store: &store };
+    let shutdown = CancellationToken::new();
+    let mut first = relays.start_until("first", subject.log.clone(), shutdown.clone());
+    store.commit(&["a"], 0..5).await;
+    store.until_empty().await;
+    shutdown.cancel();
+    first.join_next().await.unwrap().unwrap();
+    store.commit(&["a"], 5..9).await;
+    // Time stands still: no lease ends by itself.
+    let _second = relays.start("second", subject.log.clone());
+    store.until_empty().await;
+    assert_eq!(published(&subject, "reader").await["a"], upto(9));
 }
 
 #[tokio::test]

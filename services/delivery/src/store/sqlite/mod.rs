@@ -116,6 +116,16 @@ impl Store for SqliteStore {
         }
     }
 
+    async fn key_use(&self, customer: &CustomerId, key: &str) -> Result<Option<(DeliveryId, String)>, StoreError> {
+        let used: Option<(String, String)> =
+            sqlx::query_as("select delivery_id, body_hash from idempotency_keys where customer_id = ? and key = ?")
+                .bind(customer.as_str())
+                .bind(key)
+                .fetch_optional(&self.store.reader)
+                .await?;
+        Ok(used.map(|(id, hash)| id_of(&id).map(|id| (id, hash))).transpose()?)
+    }
+
     async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Delivery>, StoreError> {
         let rows: Vec<(String,)> =
             sqlx::query_as("select doc from deliveries where delivery_id in (select value from json_each(?))")

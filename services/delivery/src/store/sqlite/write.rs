@@ -111,7 +111,10 @@ pub(super) async fn claim_keys(
     sqlx::query(
         "insert into idempotency_keys (customer_id, key, body_hash, delivery_id, used_ms)
          select value ->> 'customer', value ->> 'key', value ->> 'hash', value ->> 'id', value ->> 'used'
-         from json_each(?) where true on conflict do nothing",
+         from json_each(?)
+         -- A change that will be refused must not leave its key behind.
+         where not exists (select 1 from deliveries where delivery_id = value ->> 'id')
+         on conflict do nothing",
     )
     .bind(&rows)
     .execute(&mut *connection)

@@ -1,0 +1,162 @@
+//! Live streams: merged, followed over reconnects, passed on, ended.
+
+use futures::StreamExt;
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+use testkit::until;
+use tokio::sync::broadcast;
+
+use crate::{
+    bodies::{DELIVERY, DRONE, fleet_drone, flight, package, record},
+    stage::{Stage, event},
+};
+
+const OTHER: &str = "0198c5a0-0000-7000-8000-000000000002";
+
+/// The messages of a stream.
+struct Watcher {
+    chunks: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    text: String,
+}
+
+impl Watcher {
+    fn new(response: Response) -> Self {
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self { chunks: response.bytes_stream().boxed(), text: String::new() }
+    }
+
+    /// The next message; `None` at the end.
+    async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let data = event.strip_prefix("data: ").map(|data| serde_json::from_str(data).unwrap());
+                self.text = rest.to_owned();
+                if data.is_some() {
+                    return data;
+                }
+                continue;
+            }
+            let chunk = tokio::time::timeout(std::time::Duration::from_secs(20), self.chunks.next());
+            let Some(Ok(chunk)) = chunk.await.expect("the stream is silent") else { return None };
+            self.text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+    }
+}
+
+async fn connected(sender: &broadcast::Sender<String>) {
+    until("a reader", async || (sender.receiver_count() > 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_deliverys_stream_begins_with_its_state_merges_its_flight_and_ends_with_it() {
+    let stage = Stage::new().await;
+    let records = stage
+        .peer("delivery")
+        .stream(&format!("GET /deliveries/{DELIVERY}/events"), &[record(DELIVERY, "HeadedToPickup", 3)]);
+    let flights = stage.peer("tracking").stream(&format!("GET /flights/{DELIVERY}/events"), &[flight(48.851)]);
+    stage.peer("tracking").on(&format!("GET /flights/{DELIVERY}"), 200, flight(48.85));
+    stage.peer("package").on(&format!("GET /packages/{DELIVERY}"), 200, package());
+    stage.peer("fleet").on(&format!("GET /drones/{DRONE}"), 200, fleet_drone());
+    let response = stage.alice(Method::GET, &format!("/api/deliveries/{DELIVERY}/events")).send().await.unwrap();
+    let mut watcher = Watcher::new(response);
+
+    let first = watcher.next().await.unwrap();
+    assert_eq!((&first["type"], &first["delivery"]["stage"]), (&json!("delivery"), &json!("HeadedToPickup")));
+    assert_eq!(first["delivery"]["position"]["latitude"], 48.85);
+    assert_eq!(first["delivery"]["package"]["state"], "Registered");
+    let second = watcher.next().await.unwrap();
+    assert_eq!(
+        (&second["type"], &second["progress"]["last"]["position"]["latitude"]),
+        (&json!("flight"), &json!(48.851))
+    );
+
+    connected(&flights).await;
+    flights.send(event(&flight(48.852))).unwrap();
+    assert_eq!(watcher.next().await.unwrap()["progress"]["last"]["position"]["latitude"], 48.852);
+
+    records.send(event(&record(DELIVERY, "HeadedToPickup", 2))).unwrap();
+    records.send(event(&record(DELIVERY, "HeadedToDropoff", 4))).unwrap();
+    let changed = watcher.next().await.unwrap();
+    assert_eq!(changed["delivery"]["stage"], "HeadedToDropoff", "what is older is not told");
+    assert_eq!(changed["delivery"]["position"]["latitude"], 48.852, "the last position is remembered");
+
+    records.send(event(&record(DELIVERY, "Completed", 5))).unwrap();
+    assert_eq!(watcher.next().await.unwrap()["delivery"]["stage"], "Completed");
+    assert_eq!(watcher.next().await, None);
+    until("the readers to have gone", async || (flights.receiver_count() == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_stream_outlives_a_restart_of_its_sources() {
+    let stage = Stage::new().await;
+    let what = format!("GET /deliveries/{DELIVERY}/events");
+    let records = stage.peer("delivery").stream(&what, &[record(DELIVERY, "Requested", 1)]);
+    let response = stage.alice(Method::GET, &format!("/api/deliveries/{DELIVERY}/events")).send().await.unwrap();
+    let mut watcher = Watcher::new(response);
+    assert_eq!(watcher.next().await.unwrap()["delivery"]["stage"], "Requested");
+    connected(&records).await;
+    stage.peer("delivery").stream(&what, &[record(DELIVERY, "Cancelled", 2)]);
+    records.send("close".to_owned()).unwrap();
+    assert_eq!(watcher.next().await.unwrap()["delivery"]["stage"], "Cancelled");
+    assert_eq!(watcher.next().await, None);
+}
+
+#[tokio::test]
+async fn a_delivery_from_the_history_is_told_once() {
+    let stage = Stage::new().await;
+    stage.peer("lookup").on("POST /queries/delivery", 200, record(DELIVERY, "Completed", 9));
+    let response = stage.alice(Method::GET, &format!("/api/deliveries/{DELIVERY}/events")).send().await.unwrap();
+    let mut watcher = Watcher::new(response);
+    assert_eq!(watcher.next().await.unwrap()["delivery"]["stage"], "Completed");
+    assert_eq!(watcher.next().await, None);
+}
+
+#[tokio::test]
+async fn the_stream_of_all_begins_with_what_there_is_and_never_goes_back() {
+    let stage = Stage::new().await;
+    let page = json!({"items": [record(OTHER, "Completed", 8), record(DELIVERY, "Scheduled", 2)], "next_cursor": null});
+    stage.peer("delivery").on("GET /deliveries", 200, page);
+    let records = stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
+    let mut watcher = Watcher::new(stage.alice(Method::GET, "/api/events").send().await.unwrap());
+    for stage in ["Scheduled", "Completed"] {
+        assert_eq!(watcher.next().await.unwrap()["delivery"]["stage"], stage);
+    }
+    connected(&records).await;
+    let mut foreign = record(DELIVERY, "Failed", 9);
+    foreign["customer_id"] = json!("bob");
+    records.send(event(&foreign)).unwrap();
+    records.send(event(&record(DELIVERY, "HeadedToPickup", 3))).unwrap();
+    assert_eq!(watcher.next().await.unwrap()["delivery"]["stage"], "HeadedToPickup");
+}
+
+#[tokio::test]
+async fn the_fleets_and_the_missions_streams_are_passed_on() {
+    let stage = Stage::new().await;
+    stage.peer("fleet").stream("GET /drones/events", &[json!([fleet_drone()])]);
+    let mut watcher = Watcher::new(stage.north(Method::GET, "/api/fleet/events").send().await.unwrap());
+    assert_eq!(watcher.next().await.unwrap()[0]["drone_id"], DRONE);
+    assert_eq!(stage.peer("fleet").calls()[0].what, "GET /drones/events?base_id=north");
+
+    let missions = stage.peer("tracking").stream("GET /missions", &[json!({"type": "snapshot", "missions": []})]);
+    let request = stage.north(Method::GET, "/api/missions").header("accept", "text/event-stream");
+    let mut watcher = Watcher::new(request.send().await.unwrap());
+    assert_eq!(watcher.next().await.unwrap()["type"], "snapshot");
+    connected(&missions).await;
+    missions.send(event(&json!({"type": "recalled"}))).unwrap();
+    assert_eq!(watcher.next().await.unwrap()["type"], "recalled");
+    missions.send("close".to_owned()).unwrap();
+    assert_eq!(watcher.next().await, None);
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_every_stream() {
+    let stage = Stage::new().await;
+    stage.peer("fleet").stream("GET /drones/events", &[json!([])]);
+    stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
+    let mut fleet = Watcher::new(stage.operator(Method::GET, "/api/fleet/events").send().await.unwrap());
+    let mut mine = Watcher::new(stage.alice(Method::GET, "/api/events").send().await.unwrap());
+    assert!(fleet.next().await.is_some() && mine.next().await.is_some());
+    stage.world.shutdown.cancel();
+    assert_eq!((fleet.next().await, mine.next().await), (None, None));
+}

@@ -1,0 +1,141 @@
+//! Telemetry on its way to fleet and tracking.
+
+use contracts::api::Role;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::{
+    bodies::{DELIVERY, DRONE},
+    stage::{Stage, json_of, problem_of},
+};
+
+fn line(stage: &Stage, change: &Value) -> Value {
+    let mut line = json!({"drone_id": DRONE, "sequence": 7, "at": stage.world.clock.now(),
+        "latitude": 48.85, "longitude": 2.35, "battery": 0.5});
+    for (key, value) in change.as_object().unwrap() {
+        line[key] = value.clone();
+    }
+    line
+}
+
+fn send(stage: &Stage, lines: &[Value]) -> RequestBuilder {
+    let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let request = stage.north(Method::POST, "/api/telemetry");
+    request.header("content-type", "application/x-ndjson").body(body)
+}
+
+fn outcomes(outcomes: &[&str]) -> Value {
+    json!({"outcomes": outcomes.iter().map(|outcome| json!({"outcome": outcome})).collect::<Vec<_>>()})
+}
+
+#[tokio::test]
+async fn lines_are_split_between_fleet_and_tracking_with_the_callers_token() {
+    let stage = Stage::new().await;
+    stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&["Accepted", "Accepted", "Stale"]));
+    stage.peer("tracking").on("POST /commands/reports", 200, outcomes(&["Stale"]));
+    let flying = json!({"delivery_id": DELIVERY, "attempt": 2, "stage": "HeadedToDropoff"});
+    let broken = json!({"delivery_id": DELIVERY, "attempt": 2, "stage": "Failed"});
+    let lines = [line(&stage, &flying), line(&stage, &broken), line(&stage, &json!({})), json!({"drone_id": 1})];
+    let (status, answer) = json_of(send(&stage, &lines)).await;
+    assert_eq!(status, 200);
+    assert_eq!((&answer["accepted"], &answer["stale"]), (&json!(1), &json!(2)));
+    assert_eq!(answer["rejected"][0]["line"], 4);
+    assert!(answer["rejected"][0]["reason"].as_str().unwrap().starts_with("drone_id: "), "{answer}");
+
+    let of_fleet = &stage.peer("fleet").calls()[0];
+    let failed: Vec<_> = of_fleet.body["commands"].as_array().unwrap().iter().map(|c| c["failed"].clone()).collect();
+    assert_eq!(failed, [false, true, false]);
+    let of_tracking = &stage.peer("tracking").calls()[0];
+    assert_eq!(of_tracking.body["commands"].as_array().unwrap().len(), 1);
+    let report = &of_tracking.body["commands"][0];
+    assert_eq!((&report["stage"], &report["attempt"]), (&json!("HeadedToDropoff"), &json!(2)));
+    assert_eq!(report["position"], json!({"latitude": 48.85, "longitude": 2.35}));
+    for call in [of_fleet, of_tracking] {
+        let caller = stage.world.issuer.verifier().verify(&call.token, stage.world.clock.now()).unwrap();
+        assert_eq!(caller.role(), Role::BaseStation);
+    }
+}
+
+#[tokio::test]
+async fn what_an_owner_did_not_store_may_be_sent_again() {
+    let stage = Stage::without(&["tracking"]).await;
+    stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&["Accepted", "Unavailable", "Accepted"]));
+    let flying = json!({"delivery_id": DELIVERY, "attempt": 1});
+    let lines = [line(&stage, &flying), line(&stage, &json!({})), line(&stage, &json!({}))];
+    let (status, answer) = json_of(send(&stage, &lines)).await;
+    assert_eq!((status, &answer["accepted"]), (200, &json!(1)));
+    let rejected = answer["rejected"].as_array().unwrap();
+    assert_eq!(rejected.iter().map(|bad| bad["line"].clone()).collect::<Vec<_>>(), [1, 2]);
+    assert!(rejected.iter().all(|bad| bad["retryable"] == true));
+    // An answer that does not fit the question counts as none.
+    stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&["Accepted"]));
+    let (_, answer) = json_of(send(&stage, &lines)).await;
+    assert_eq!((&answer["accepted"], answer["rejected"].as_array().unwrap().len()), (&json!(0), 3));
+}
+
+#[tokio::test]
+async fn faults_that_the_owners_find_name_a_field_too() {
+    let stage = Stage::new().await;
+    let fault = |reason: &str| json!({"outcome": "Rejected", "reason": reason});
+    stage.peer("fleet").on(
+        "POST /commands/reports",
+        200,
+        json!({"outcomes": [
+        fault("unknown_drone"), fault("not_your_drone"), fault("clock_off"), {"outcome": "Accepted"}]}),
+    );
+    stage.peer("tracking").on("POST /commands/reports", 200, json!({"outcomes": [fault("not_your_flight")]}));
+    let idle = line(&stage, &json!({}));
+    let flying = line(&stage, &json!({"delivery_id": DELIVERY, "attempt": 1}));
+    let (_, answer) = json_of(send(&stage, &[idle.clone(), idle.clone(), idle, flying])).await;
+    let reasons: Vec<_> =
+        answer["rejected"].as_array().unwrap().iter().map(|bad| bad["reason"].as_str().unwrap().to_owned()).collect();
+    for (reason, field) in reasons.iter().zip(["drone_id: ", "drone_id: ", "at: ", "delivery_id: "]) {
+        assert!(reason.starts_with(field), "{reason}");
+    }
+    assert_eq!(reasons.len(), 4);
+}
+
+#[tokio::test]
+async fn a_full_request_fits_and_one_line_more_does_not() {
+    let stage = Stage::new().await;
+    let accepted = vec!["Accepted"; 10_000];
+    stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&accepted));
+    stage.peer("tracking").on("POST /commands/reports", 200, outcomes(&accepted));
+    let flying = json!({"delivery_id": DELIVERY, "attempt": 1, "stage": "HeadedToPickup"});
+    let mut lines = vec![line(&stage, &flying); 10_000];
+    let (status, answer) = json_of(send(&stage, &lines)).await;
+    assert_eq!((status, &answer["accepted"]), (200, &json!(10_000)));
+    lines.push(line(&stage, &flying));
+    let (status, problem) = problem_of(send(&stage, &lines)).await;
+    assert_eq!((status, problem.errors[0].field.as_str()), (413, "body"));
+    assert_eq!(stage.peer("fleet").calls().len(), 1);
+}
+
+#[tokio::test]
+async fn nothing_to_say_is_said_to_nobody() {
+    let stage = Stage::without(&["fleet", "tracking"]).await;
+    let (status, answer) = json_of(send(&stage, &[])).await;
+    assert_eq!((status, answer), (200, json!({"accepted": 0, "stale": 0, "rejected": []})));
+    let (_, answer) = json_of(send(&stage, &[json!([DRONE]), json!(1)])).await;
+    assert_eq!(answer["rejected"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn only_ndjson_is_read() {
+    let stage = Stage::new().await;
+    for (media_type, status) in [
+        ("application/x-ndjson", 200),
+        ("application/ndjson; charset=utf-8", 200),
+        ("application/json", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("", 415),
+    ] {
+        let request = stage.north(Method::POST, "/api/telemetry").header("content-type", media_type).body("");
+        assert_eq!(request.send().await.unwrap().status(), status, "{media_type}");
+    }
+    let packed = send(&stage, &[]).header("content-encoding", "gzip");
+    assert_eq!(problem_of(packed).await.0, 415);
+    let huge = send(&stage, &[]).body("x".repeat(5 * 1024 * 1024));
+    assert_eq!(problem_of(huge).await.0, 413);
+}
