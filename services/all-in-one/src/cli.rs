@@ -132,7 +132,7 @@ pub fn main() -> ExitCode {
             }
             Command::Token(args) => print(&token(&args)?),
             Command::Openapi => print(&serde_json::to_string_pretty(&gateway::openapi())?),
-            Command::Asyncapi => print(&serde_json::to_string_pretty(&contracts::asyncapi::document())?),
+            Command::Asyncapi => print(&serde_json::to_string_pretty(&contracts::asyncapi::document()?)?),
             Command::Simulate(config) => Box::pin(simulate(config)).await.map(|()| ExitCode::SUCCESS),
         }
     });

@@ -12,4 +12,4 @@ mod remote;
 pub mod system;
 
 pub use cli::main;
-pub use data_dir::{DataDir, DataDirError};
+pub use data_dir::{DataDir, DataDirError, Lock};

@@ -4,10 +4,7 @@ use std::{future::Future, sync::Arc};
 
 use chassis::supervise::Tasks;
 use contracts::commands::{DroneReport, ReleaseDrone, ReleaseOutcome, ReportOutcome, ReserveDrone, ReserveOutcome};
-use messaging::{
-    Batcher, BatcherClosed,
-    batch::Limits,
-};
+use messaging::{Batcher, BatcherClosed, batch::Limits};
 
 use crate::{
     domain::{Drone, Registration},

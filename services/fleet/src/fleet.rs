@@ -4,9 +4,7 @@ use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use contracts::{
     Clock, DroneId,
-    commands::{
-        DroneReport, MAX_COMMANDS, ReleaseDrone, ReleaseOutcome, ReportOutcome, ReserveDrone, ReserveOutcome,
-    },
+    commands::{DroneReport, MAX_COMMANDS, ReleaseDrone, ReleaseOutcome, ReportOutcome, ReserveDrone, ReserveOutcome},
     flight::Trip,
 };
 use messaging::{abort_point, outbox::chain};
@@ -77,11 +75,9 @@ impl Fleet {
         let mut open = places.to_vec();
         for round in 0..=ROUNDS {
             let generation = self.line.generation();
-            let trips: Vec<Trip> = if round < ROUNDS && self.line.lets_pass() {
-                open.iter().map(|place| trip_of(&commands[*place])).collect()
-            } else {
-                Vec::new()
-            };
+            let tries = round < ROUNDS && self.line.lets_pass();
+            let trips: Vec<Trip> =
+                if tries { open.iter().map(|place| trip_of(&commands[*place])).collect() } else { Vec::new() };
             let proposed = self.index.propose(trips.iter());
             let mut batch = Vec::with_capacity(open.len());
             for (number, place) in open.iter().enumerate() {
@@ -99,7 +95,7 @@ impl Fleet {
                 }
             }
             if open.iter().any(|place| outcomes[*place] == ReserveOutcome::Waiting) {
-                self.line.joined(generation);
+                self.line.joined(tries.then_some(generation));
             }
             if lost.is_empty() {
                 break;

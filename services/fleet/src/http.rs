@@ -198,11 +198,7 @@ async fn list(
     Ok(Json(Page { items: drones.iter().map(Drone::view).collect(), next_cursor }))
 }
 
-async fn watch(
-    State(app): State<App>,
-    caller: Caller,
-    Query(query): Query<WatchQuery>,
-) -> Result<Response, ApiError> {
+async fn watch(State(app): State<App>, caller: Caller, Query(query): Query<WatchQuery>) -> Result<Response, ApiError> {
     let base = visible_base(&caller, query.base_id)?;
     Ok(sse(app.feed.watch(base), app.shutdown))
 }
@@ -249,11 +245,7 @@ async fn remove(app: &App, drone_id: DroneId, to: DroneStatus, reason: &str) -> 
     removed.into_iter().next().flatten().ok_or_else(ApiError::not_found)
 }
 
-async fn retire(
-    State(app): State<App>,
-    caller: Caller,
-    Path(drone_id): Path<DroneId>,
-) -> Result<StatusCode, ApiError> {
+async fn retire(State(app): State<App>, caller: Caller, Path(drone_id): Path<DroneId>) -> Result<StatusCode, ApiError> {
     // A customer or a drone retires nothing, whatever exists.
     if !matches!(caller.identity, Identity::BaseStation(_)) {
         caller.may(&Action::Operate)?;

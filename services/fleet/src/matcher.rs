@@ -60,11 +60,11 @@ impl Line {
         !self.occupied.load(Ordering::SeqCst) || self.offered.load(Ordering::SeqCst) >= self.generation()
     }
 
-    /// Somebody waits since a moment at which drones had become free `generation` times. Where more have since, the
-    /// matcher may have looked before the newcomer was in the line.
-    pub(crate) fn joined(&self, generation: u64) {
+    /// Somebody has joined the line. `declined` is the generation at which no idle drone would do for them; none where
+    /// none was tried. The matcher may have looked at the drones since, but before they were in the line.
+    pub(crate) fn joined(&self, declined: Option<u64>) {
         self.occupied.store(true, Ordering::SeqCst);
-        if self.generation() != generation {
+        if declined != Some(self.generation()) {
             self.freed();
         }
     }

@@ -7,11 +7,7 @@ use messaging::outbox::chain;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{
-    fleet::Fleet,
-    index::last_change,
-    store::StoreError,
-};
+use crate::{fleet::Fleet, index::last_change, store::StoreError};
 
 /// How often the index follows: a drone that another instance freed is known here within half a second.
 const FOLLOW: Duration = Duration::from_millis(500);

@@ -2,7 +2,6 @@
 
 use contracts::{
     DeliveryId, Timestamp,
-    api::MAX_PAGE,
     events::{CloudEvent, DecodeError, DeliveryEvent, DeliveryEventKind, DeliveryRecord},
 };
 
@@ -85,11 +84,6 @@ pub(crate) fn page_start(to: Timestamp, after: Option<(Timestamp, DeliveryId)>) 
     }
 }
 
-/// The items of a page when `asked` were asked for: at least one, so that paging gets on.
-pub(crate) fn page_size(asked: usize) -> usize {
-    asked.clamp(1, MAX_PAGE)
-}
-
 #[cfg(test)]
 mod tests {
     use contracts::Stage;
@@ -147,6 +141,5 @@ mod tests {
         assert_eq!(page_start(at(9), Some((at(9), id(1)))), end);
         let item = Place { finished_us: at(8).timestamp_micros(), delivery_id: Some(id(1)) };
         assert_eq!(page_start(at(9), Some((at(8), id(1)))), item);
-        assert_eq!((page_size(0), page_size(20), page_size(1_000)), (1, 20, MAX_PAGE));
     }
 }

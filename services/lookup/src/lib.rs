@@ -4,7 +4,7 @@
 //!
 //! Invariants:
 //! - a delivery is stored once, as its highest version tells it, whatever the order of its events and however often;
-//! - every read but the services' own names the customer, which is the shard key;
+//! - every read names the customer, which is the shard key; but an operator's by id, and the services' own;
 //! - nothing here is the only copy: the lake has everything, for ever.
 
 mod domain;

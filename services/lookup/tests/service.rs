@@ -5,7 +5,7 @@
 use chrono::Duration;
 use contracts::{
     Coordinate, DeliveryId, Stage, Timestamp,
-    api::{Confirmation, HistoryItem, HistoryQuery, PackageSize, PackageSpec, Page, Role, default_region},
+    api::{Confirmation, HistoryItem, HistoryQuery, MAX_PAGE, PackageSize, PackageSpec, Page, Role, default_region},
     commands::{Ids, MAX_COMMANDS},
     events::{DeliveryEvent, DeliveryEventKind, DeliveryRecord, StageEntry},
 };
@@ -155,8 +155,19 @@ async fn what_is_foreign_is_answered_like_what_is_absent() {
     assert_eq!(list.status(), StatusCode::NOT_FOUND);
     let empty = running.ask(BOB, "/queries/history", &query("bob", 10, now)).await;
     assert_eq!(empty.json::<Page<HistoryItem>>().await.unwrap().items, []);
-    let operator = running.ask(("olga", Role::Operator), "/queries/delivery", &mine).await;
-    assert_eq!(operator.status(), StatusCode::OK);
+    let by_id = json!({"delivery_id": record.delivery_id, "customer_id": null});
+    for asked in [&mine, &by_id] {
+        let operator = running.ask(("olga", Role::Operator), "/queries/delivery", asked).await;
+        assert_eq!(operator.json::<DeliveryRecord>().await.unwrap(), record);
+    }
+    for caller in [ALICE, BOB, ("north", Role::BaseStation)] {
+        let answer = running.ask(caller, "/queries/delivery", &by_id).await;
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND, "only operators leave the customer out");
+    }
+    for limit in [0, MAX_PAGE + 1] {
+        let answer = running.ask(ALICE, "/queries/history", &query("alice", limit, now)).await;
+        assert_eq!(answer.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    }
     running.stop().await;
 }
 

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::{
     BaseId, Coordinate, CustomerId, DeliveryId, DroneId, Region, Stage,
     api::{Confirmation, PackageSpec},
-    events::{DeliveryRecord, FlightProgress, PositionFix},
+    events::{DeliveryRecord, FlightProgress, PositionFix, lenient::EventCoordinate},
     flight::Airframe,
 };
 
@@ -54,6 +54,7 @@ pub struct AssignedDrone {
     /// What it can do.
     pub airframe: Airframe,
     /// Where it was when it was reserved.
+    #[serde(deserialize_with = "EventCoordinate::deserialize")]
     pub position: Coordinate,
     /// Its battery then, 0 to 1.
     pub battery: f64,

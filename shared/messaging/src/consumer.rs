@@ -130,7 +130,8 @@ impl Consumer {
             let mut left: Vec<(Delivered, u32)> = Vec::new();
             let mut dead = Vec::new();
             for ((record, tries), result) in pending.into_iter().zip(results) {
-                let waits = left.iter().any(|(first, _)| first.partition == record.partition && first.topic == record.topic);
+                let waits =
+                    left.iter().any(|(first, _)| first.partition == record.partition && first.topic == record.topic);
                 match result {
                     Ok(()) if waits => left.push((record, tries)),
                     Ok(()) => {}

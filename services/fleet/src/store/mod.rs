@@ -169,7 +169,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     async fn report(&self, batch: &[LatestReport]) -> Result<Written<ReportOutcome>, StoreError>;
 
     /// Registers or changes drones; each at most once in a batch.
-    async fn register(&self, batch: &[Registration]) -> Result<Written<Result<Drone, RegistrationRefusal>>, StoreError>;
+    async fn register(&self, batch: &[Registration])
+    -> Result<Written<Result<Drone, RegistrationRefusal>>, StoreError>;
 
     /// Takes drones out of service: an attempt that one was reserved for is lost. Each outcome is the drone as it stands
     /// now, none for one that nobody registered.
@@ -185,12 +186,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     async fn drones(&self, ids: &[DroneId]) -> Result<Vec<Drone>, StoreError>;
 
     /// Drones that are not retired, of a base or of all, in the order of their ids, after one of them.
-    async fn page(
-        &self,
-        base: Option<&BaseId>,
-        after: Option<DroneId>,
-        limit: usize,
-    ) -> Result<Vec<Drone>, StoreError>;
+    async fn page(&self, base: Option<&BaseId>, after: Option<DroneId>, limit: usize)
+    -> Result<Vec<Drone>, StoreError>;
 
     /// Every drone whose `changed` is greater.
     async fn changed_since(&self, change: i64) -> Result<Vec<Drone>, StoreError>;
@@ -222,4 +219,3 @@ pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> anyhow::Result<Ope
         _ => anyhow::bail!("FLEET_STORE: '{url}' is not a store of fleet: expected sqlite:PATH"),
     }
 }
-

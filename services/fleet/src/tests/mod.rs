@@ -5,4 +5,5 @@ mod http;
 mod instances;
 mod line;
 pub(crate) mod make;
+mod perf;
 mod silence;

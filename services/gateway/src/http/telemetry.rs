@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use auth::Action;
 use axum::{
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
-    http::{HeaderMap, StatusCode},
+    extract::{Request, State},
+    http::StatusCode,
 };
-use chassis::{ApiError, Json, Peer, PeerError, extract::body_error};
+use chassis::{ApiError, Json, Peer, PeerError};
 use contracts::{
     api::{MAX_TELEMETRY_LINES, TelemetryAnswer, TelemetryLine},
     commands::{Commands, Outcomes, ReportOutcome},
@@ -18,7 +17,7 @@ use serde::Serialize;
 
 use super::{
     Gateway,
-    request::{User, check_media_type, read_json},
+    request::{User, body_of, check_media_type, read_json},
 };
 use crate::domain::telemetry;
 
@@ -39,12 +38,11 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(10);
 pub(super) async fn report(
     State(gateway): State<Gateway>,
     user: User,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Json<TelemetryAnswer>, ApiError> {
     user.may(&Action::Fly)?;
-    check_media_type(&headers, &MEDIA_TYPES)?;
-    let body = body.map_err(|error| body_error(&error))?;
+    check_media_type(request.headers(), &MEDIA_TYPES)?;
+    let body = body_of(request).await?;
     let mut split = telemetry::split(&body, gateway.clock.now(), &user.identity, explain).map_err(|_| {
         let mut error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "there are too many lines");
         let message = format!("must have at most {MAX_TELEMETRY_LINES} lines");

@@ -135,10 +135,19 @@ async fn what_delivery_forgot_is_found_in_lookup_then_in_the_lake() {
     assert_eq!(asked.body, json!({"delivery_id": DELIVERY, "customer_id": "alice"}));
 
     stage.peer("lookup").on("POST /queries/delivery", 200, record(DELIVERY, "Completed", 9));
-    let (_, body) = json_of(stage.operator(Method::GET, &path())).await;
+    let (_, body) = json_of(stage.alice(Method::GET, &path())).await;
     assert_eq!(body["stage"], "Completed");
     assert_eq!(stage.peer("history").calls().len(), 1, "lookup had it");
-    assert_eq!(stage.peer("lookup").calls()[1].body["customer_id"], Value::Null);
+}
+
+#[tokio::test]
+async fn an_operator_does_not_know_the_owner_and_asks_the_lake_alone() {
+    let stage = Stage::without(&["lookup"]).await;
+    assert_eq!(problem_of(stage.operator(Method::GET, &path())).await.0, 404);
+    stage.peer("history").on("POST /queries/delivery", 200, record(DELIVERY, "Failed", 9));
+    let (status, body) = json_of(stage.operator(Method::GET, &path())).await;
+    assert_eq!((status, &body["stage"]), (200, &json!("Failed")));
+    assert_eq!(stage.peer("history").calls()[1].body, json!({"delivery_id": DELIVERY, "customer_id": null}));
 }
 
 #[tokio::test]

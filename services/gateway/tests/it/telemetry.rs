@@ -138,4 +138,7 @@ async fn only_ndjson_is_read() {
     assert_eq!(problem_of(packed).await.0, 415);
     let huge = send(&stage, &[]).body("x".repeat(5 * 1024 * 1024));
     assert_eq!(problem_of(huge).await.0, 413);
+    let chunks = futures::stream::iter((0..10).map(|_| Ok::<_, std::io::Error>(vec![b'x'; 1024 * 1024])));
+    let of_unknown_length = send(&stage, &[]).body(reqwest::Body::wrap_stream(chunks));
+    assert_eq!(problem_of(of_unknown_length).await.0, 413);
 }

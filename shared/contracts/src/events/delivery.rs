@@ -4,7 +4,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Event, EventData, Topic, event_kinds};
+use super::{
+    Event, EventData, Topic, event_kinds,
+    lenient::{EventCoordinate, EventPackageSpec},
+};
 use crate::{
     Coordinate, CustomerId, DeliveryId, Region, Stage,
     api::{Confirmation, PackageSpec},
@@ -58,10 +61,13 @@ pub struct DeliveryRecord {
     /// The current reservation's number, from 1.
     pub attempt: u32,
     /// Where the package waits.
+    #[serde(deserialize_with = "EventCoordinate::deserialize")]
     pub pickup: Coordinate,
     /// Where it goes.
+    #[serde(deserialize_with = "EventCoordinate::deserialize")]
     pub dropoff: Coordinate,
     /// What is carried.
+    #[serde(deserialize_with = "EventPackageSpec::deserialize")]
     pub package: PackageSpec,
     /// First in the waiting line.
     pub expedited: bool,

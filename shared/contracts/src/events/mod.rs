@@ -5,6 +5,7 @@
 
 mod delivery;
 mod fleet;
+pub(crate) mod lenient;
 mod package;
 mod tracking;
 

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Event, EventData, Topic, event_kinds};
+use super::{Event, EventData, Topic, event_kinds, lenient::EventPackageSpec};
 use crate::{CustomerId, DeliveryId, Region, api::PackageSpec};
 
 event_kinds!(
@@ -60,6 +60,7 @@ pub struct PackageRecord {
     /// Where it stands.
     pub state: PackageState,
     /// What it is.
+    #[serde(deserialize_with = "EventPackageSpec::deserialize")]
     pub package: PackageSpec,
     /// When it was registered.
     pub registered_at: DateTime<Utc>,

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Event, EventData, Topic, event_kinds};
+use super::{Event, EventData, Topic, event_kinds, lenient::EventCoordinate};
 use crate::{BaseId, Coordinate, CustomerId, DeliveryId, DroneId, Region, Stage};
 
 event_kinds!(
@@ -36,6 +36,7 @@ pub struct StageTime {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PositionFix {
     /// Where.
+    #[serde(deserialize_with = "EventCoordinate::deserialize")]
     pub position: Coordinate,
     /// 0 (empty) to 1 (full).
     pub battery: f64,

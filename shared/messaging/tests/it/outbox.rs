@@ -183,7 +183,8 @@ async fn an_event_leaves_as_it_was_committed() {
     let (subject, store) = (subject().await, Store::open().await);
     let relays = Relays { subject: &subject, store: &store };
     let mut sent = event(TOPIC, "it's a \"key\" ⚠", 1);
-    sent.data = r#"{"text":"it's \"⚠\" \u0007 50 %","tiny":0.30000000000000004,"whole":9007199254740993,"none":null}"#.into();
+    sent.data =
+        r#"{"text":"it's \"⚠\" \u0007 50 %","tiny":0.30000000000000004,"whole":9007199254740993,"none":null}"#.into();
     let mut transaction = store.sqlite.writer.begin_with("BEGIN IMMEDIATE").await.unwrap();
     outbox::insert_sqlite(&mut transaction, std::slice::from_ref(&sent)).await.unwrap();
     transaction.commit().await.unwrap();

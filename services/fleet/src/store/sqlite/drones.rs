@@ -135,7 +135,13 @@ impl SqliteStore {
             return Ok((Vec::new(), Vec::new()));
         }
         let removed = take_out(connection, change, due.values().map(|(removal, _)| *removal)).await?;
-        let parties = self.fail_reservations(connection, due.values()).await?;
+        let mut lost = Vec::with_capacity(due.len());
+        for (removal, hold) in due.values() {
+            if let Some(hold) = hold {
+                lost.push(json!([hold.delivery_id, hold.attempt, removal.reason]));
+            }
+        }
+        let parties = self.fail_reservations(connection, &lost).await?;
         let mut events = Vec::with_capacity(removed.len());
         for drone in &removed {
             let Some((removal, hold)) = due.get(&drone.id) else { continue };
@@ -182,16 +188,10 @@ impl SqliteStore {
     async fn fail_reservations(
         &self,
         connection: &mut SqliteConnection,
-        due: impl Iterator<Item = &(&Removal, Option<Hold>)>,
+        lost: &[serde_json::Value],
     ) -> Result<HashMap<Hold, Parties>, StoreError> {
-        let mut batch = Vec::new();
-        for (removal, hold) in due {
-            if let Some(hold) = hold {
-                batch.push(json!([hold.delivery_id, hold.attempt, removal.reason]));
-            }
-        }
-        let mut parties = HashMap::with_capacity(batch.len());
-        if batch.is_empty() {
+        let mut parties = HashMap::with_capacity(lost.len());
+        if lost.is_empty() {
             return Ok(parties);
         }
         let failed = sqlx::query(
@@ -202,7 +202,7 @@ impl SqliteStore {
                and reservations.state = 'reserved'
              returning delivery_id, attempt, customer_id, home_region",
         )
-        .bind(rows::json(&batch)?)
+        .bind(rows::json(&lost)?)
         .bind(self.clock.now().timestamp_millis())
         .fetch_all(connection)
         .await?;

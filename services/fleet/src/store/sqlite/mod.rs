@@ -21,9 +21,7 @@ use messaging::{
 };
 use sqlx::{SqliteConnection, Transaction};
 
-use super::{
-    Grant, LatestReport, Opened, Place, Proposal, Removal, Reserved, Store, StoreError, Waiting, Written,
-};
+use super::{Grant, LatestReport, Opened, Place, Proposal, Removal, Reserved, Store, StoreError, Waiting, Written};
 use crate::domain::{Drone, Ending, Hold, Parties, Registration, RegistrationRefusal};
 
 pub(crate) use raw::raw_reservations;
@@ -182,7 +180,10 @@ impl Store for SqliteStore {
         self.report_batch(batch).await
     }
 
-    async fn register(&self, batch: &[Registration]) -> Result<Written<Result<Drone, RegistrationRefusal>>, StoreError> {
+    async fn register(
+        &self,
+        batch: &[Registration],
+    ) -> Result<Written<Result<Drone, RegistrationRefusal>>, StoreError> {
         self.register_batch(batch).await
     }
 

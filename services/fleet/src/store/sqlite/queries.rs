@@ -43,12 +43,11 @@ impl SqliteStore {
     pub(super) async fn expire_waiting(&self) -> Result<u64, StoreError> {
         let now_ms = self.clock.now().timestamp_millis();
         // Looking first keeps an idle fleet from taking the write lock twice a second.
-        let (due,): (bool,) = sqlx::query_as(
-            "select exists (select 1 from reservations where state = 'waiting' and deadline_ms <= ?)",
-        )
-        .bind(now_ms)
-        .fetch_one(&self.file.reader)
-        .await?;
+        let (due,): (bool,) =
+            sqlx::query_as("select exists (select 1 from reservations where state = 'waiting' and deadline_ms <= ?)")
+                .bind(now_ms)
+                .fetch_one(&self.file.reader)
+                .await?;
         if !due {
             return Ok(0);
         }
@@ -149,11 +148,7 @@ pub(super) async fn last_change(connection: &mut SqliteConnection) -> Result<i64
 fn waiting(row: &SqliteRow) -> Result<Waiting, StoreError> {
     let hold = rows::hold(row, 0)?;
     Ok(Waiting {
-        place: Place {
-            priority: row.try_get(2)?,
-            requested_ms: row.try_get(3)?,
-            delivery_id: hold.delivery_id,
-        },
+        place: Place { priority: row.try_get(2)?, requested_ms: row.try_get(3)?, delivery_id: hold.delivery_id },
         hold,
         trip: Trip {
             pickup: Coordinate { latitude: row.try_get(4)?, longitude: row.try_get(5)? },

@@ -81,20 +81,12 @@ impl SqliteStore {
         let mut events = Vec::with_capacity(freed.len());
         for drone in &freed {
             let Some(Over { hold, parties, reason, .. }) = by_drone.remove(&drone.id) else { continue };
-            events.push(self.event(
-                FleetEventKind::DroneReleased,
-                drone,
-                Cause { hold: Some(hold), parties, reason },
-            ));
+            events.push(self.event(FleetEventKind::DroneReleased, drone, Cause { hold: Some(hold), parties, reason }));
         }
         Ok((freed, events))
     }
 
-    async fn close_rows(
-        &self,
-        connection: &mut SqliteConnection,
-        endings: &[Ending],
-    ) -> Result<Vec<Over>, StoreError> {
+    async fn close_rows(&self, connection: &mut SqliteConnection, endings: &[Ending]) -> Result<Vec<Over>, StoreError> {
         let batch: Vec<_> = endings.iter().map(|e| json!([e.delivery_id, e.up_to, e.reason])).collect();
         let closed = sqlx::query(
             "update reservations set state = 'released', ended_ms = ?2, reason = p.reason

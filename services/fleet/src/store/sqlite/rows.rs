@@ -100,10 +100,7 @@ pub(super) fn all_drones(rows: &[SqliteRow]) -> Result<Vec<Drone>, StoreError> {
 }
 
 /// Those of the drones that exist.
-pub(super) async fn drones_by_id(
-    connection: &mut SqliteConnection,
-    ids: &[DroneId],
-) -> Result<Vec<Drone>, StoreError> {
+pub(super) async fn drones_by_id(connection: &mut SqliteConnection, ids: &[DroneId]) -> Result<Vec<Drone>, StoreError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }

@@ -1,0 +1,229 @@
+//! A whole system in this process, in a folder of its own: to be started, settled, started anew and audited.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use all_in_one::{
+    DataDir, Lock,
+    audit::{Ledger, audit},
+    system::System,
+};
+use chassis::Peers;
+use contracts::{Clock, Coordinate, DeliveryId, DroneId, SystemClock, api::Role};
+use messaging::EventLog;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{api::User, clock::JumpClock, stores};
+
+/// Where packages wait.
+pub(crate) const PICKUP: Coordinate = Coordinate { latitude: 48.850, longitude: 2.350 };
+/// Where they go: some 1.1 km north.
+pub(crate) const DROPOFF: Coordinate = Coordinate { latitude: 48.860, longitude: 2.350 };
+
+/// Questions in a row that must find everything at rest: between an outbox and the log, or between the log and a
+/// consumer's first look, an event is nowhere for a moment.
+const QUIET_POLLS: usize = 5;
+
+/// How long that may take: the leases of a killed process end within ten seconds.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What each question puts the clock forward by, so that nobody waits for the lake's next commit.
+const QUIET_STEP: Duration = Duration::from_millis(500);
+
+/// A running system and what a test knows of it.
+pub(crate) struct World {
+    pub(crate) clock: Arc<JumpClock>,
+    pub(crate) http: reqwest::Client,
+    pub(crate) data: DataDir,
+    folder: TempDir,
+    running: Option<Running>,
+    tokens: tokio::sync::Mutex<HashMap<(String, Role), String>>,
+    accepted: Mutex<Vec<DeliveryId>>,
+    sequence: AtomicU64,
+}
+
+struct Running {
+    url: String,
+    log: Arc<dyn EventLog>,
+    peers: Peers,
+    issuer: auth::DevIssuer,
+    shutdown: CancellationToken,
+    serving: JoinSet<anyhow::Result<()>>,
+    _lock: Lock,
+}
+
+impl World {
+    /// A system on empty stores.
+    pub(crate) async fn new() -> Self {
+        chassis::init();
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::create(folder.path()).unwrap();
+        let mut world = Self {
+            clock: Arc::new(JumpClock::new()),
+            http: chassis::client::http_client().unwrap(),
+            data,
+            folder,
+            running: None,
+            tokens: tokio::sync::Mutex::default(),
+            accepted: Mutex::default(),
+            sequence: AtomicU64::new(1),
+        };
+        world.start().await;
+        world
+    }
+
+    async fn start(&mut self) {
+        let lock = self.data.lock().unwrap();
+        let shutdown = CancellationToken::new();
+        let system = System::start(&self.data, 0, self.clock.clone(), shutdown.clone()).await.unwrap();
+        let (url, log) = (system.url(), system.log.clone());
+        let (peers, issuer) = (system.peers.clone(), system.issuer.clone());
+        let mut serving = JoinSet::new();
+        serving.spawn(system.run());
+        self.running = Some(Running { url, log, peers, issuer, shutdown, serving, _lock: lock });
+    }
+
+    async fn stop(&mut self) {
+        let mut running = self.running.take().expect("the system runs");
+        running.shutdown.cancel();
+        while let Some(ended) = running.serving.join_next().await {
+            ended.unwrap().unwrap();
+        }
+    }
+
+    /// Stops the system and starts it again on the same folder.
+    pub(crate) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("the system runs")
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.running().url
+    }
+
+    /// Where a service answers the others.
+    pub(crate) fn service_url(&self, service: &str) -> &str {
+        &self.running().peers.0[service]
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.running().peers
+    }
+
+    pub(crate) fn issuer(&self) -> &auth::DevIssuer {
+        &self.running().issuer
+    }
+
+    pub(crate) fn log(&self) -> &Arc<dyn EventLog> {
+        &self.running().log
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Somebody, with a token of the development issuer.
+    pub(crate) async fn user(&self, subject: &str, role: Role) -> User<'_> {
+        let mut tokens = self.tokens.lock().await;
+        let known = tokens.get(&(subject.to_owned(), role)).cloned();
+        let token = match known {
+            Some(token) => token,
+            None => {
+                let wish = json!({"subject": subject, "role": role});
+                let request = self.http.post(format!("{}/api/dev/token", self.url())).json(&wish);
+                let answer: Value = request.send().await.unwrap().json().await.unwrap();
+                let token = answer["token"].as_str().unwrap_or_else(|| panic!("no token: {answer}")).to_owned();
+                tokens.insert((subject.to_owned(), role), token.clone());
+                token
+            }
+        };
+        User { world: self, token }
+    }
+
+    pub(crate) async fn customer(&self, name: &str) -> User<'_> {
+        self.user(name, Role::Customer).await
+    }
+
+    pub(crate) async fn operator(&self) -> User<'_> {
+        self.user("olga", Role::Operator).await
+    }
+
+    /// A drone's id that nothing else has.
+    pub(crate) fn new_drone(&self) -> DroneId {
+        DroneId(self.clock.new_id())
+    }
+
+    /// The number of a drone's next report: grows for all drones together.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Notes a 202: the audit wants to find it.
+    pub(crate) fn note_accepted(&self, id: DeliveryId) {
+        self.accepted.lock().unwrap().push(id);
+    }
+
+    /// Waits until every delivery is over, every event relayed and every consumer at the end of its topics.
+    pub(crate) async fn settle(&self) {
+        let operator = self.operator().await;
+        let mut quiet = 0;
+        within(SETTLE_PATIENCE, "everything at rest", async || {
+            let sagas = operator.get("/api/operations/sagas").await;
+            let at_rest = sagas.body["open"] == 0
+                && stores::outboxes_are_empty(self.path()).await
+                && lag(&**self.log()).await == 0;
+            quiet = if at_rest { quiet + 1 } else { 0 };
+            if sagas.body["open"] == 0 {
+                self.clock.jump(QUIET_STEP);
+            }
+            (quiet >= QUIET_POLLS).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits for rest, stops the system, and proves the promises over the raw stores.
+    pub(crate) async fn audit(mut self) {
+        self.settle().await;
+        self.stop().await;
+        let accepted = self.accepted.lock().unwrap().clone();
+        audit_is_clean(&self.data, accepted).await;
+    }
+}
+
+/// Proves the promises over the raw stores in `data`, of a system that is stopped and at rest.
+pub(crate) async fn audit_is_clean(data: &DataDir, accepted: Vec<DeliveryId>) {
+    let report = audit(data, Some(Ledger { accepted, torn: false })).await.unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+/// Records that consumers have yet to process.
+async fn lag(log: &dyn EventLog) -> u64 {
+    let lags = log.lag().await.unwrap();
+    lags.iter().filter(|lag| !lag.group.ends_with(".redrive")).map(messaging::GroupLag::lag).sum()
+}
+
+/// Polls like [`testkit::until`], for as long as the caller says: for whole runs of the simulator.
+pub(crate) async fn within<T>(patience: Duration, what: &str, mut question: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = SystemClock.now() + patience;
+    loop {
+        if let Some(answer) = question().await {
+            return answer;
+        }
+        assert!(SystemClock.now() < deadline, "still waiting for: {what}");
+        SystemClock.sleep(Duration::from_millis(50)).await;
+    }
+}
