@@ -78,7 +78,7 @@ impl Delivery {
         {
             // A timer that is past does not count: what it asked for is what is being retried.
             let timer = self.timer();
-            return Next::Wait(not_before.min(timer));
+            return Next::Wait(if timer > now { not_before.min(timer) } else { not_before });
         }
         match &self.saga.goal {
             Goal::GiveUp { .. } => self.next_undo(),

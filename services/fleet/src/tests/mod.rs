@@ -5,5 +5,4 @@ mod http;
 mod instances;
 mod line;
 pub(crate) mod make;
-mod perf;
 mod silence;

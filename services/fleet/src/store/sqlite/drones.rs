@@ -7,7 +7,6 @@ use contracts::{
     commands::{DroneStatus, ReportFault, ReportOutcome},
     events::{CloudEvent, FleetEventKind},
 };
-use serde_json::json;
 use sqlx::{Row, SqliteConnection};
 
 use super::{
@@ -138,7 +137,7 @@ impl SqliteStore {
         let mut lost = Vec::with_capacity(due.len());
         for (removal, hold) in due.values() {
             if let Some(hold) = hold {
-                lost.push(json!([hold.delivery_id, hold.attempt, removal.reason]));
+                lost.push((*hold, removal.reason.as_str()));
             }
         }
         let parties = self.fail_reservations(connection, &lost).await?;
@@ -188,12 +187,13 @@ impl SqliteStore {
     async fn fail_reservations(
         &self,
         connection: &mut SqliteConnection,
-        lost: &[serde_json::Value],
+        lost: &[(Hold, &str)],
     ) -> Result<HashMap<Hold, Parties>, StoreError> {
         let mut parties = HashMap::with_capacity(lost.len());
         if lost.is_empty() {
             return Ok(parties);
         }
+        let batch: Vec<_> = lost.iter().map(|(hold, reason)| (hold.delivery_id, hold.attempt, reason)).collect();
         let failed = sqlx::query(
             "update reservations set state = 'failed', ended_ms = ?2, reason = p.reason
              from (select value ->> 0 as delivery_id, value ->> 1 as attempt, value ->> 2 as reason
@@ -202,7 +202,7 @@ impl SqliteStore {
                and reservations.state = 'reserved'
              returning delivery_id, attempt, customer_id, home_region",
         )
-        .bind(rows::json(&lost)?)
+        .bind(rows::json(&batch)?)
         .bind(self.clock.now().timestamp_millis())
         .fetch_all(connection)
         .await?;

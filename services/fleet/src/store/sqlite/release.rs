@@ -7,7 +7,6 @@ use contracts::{
     commands::{Refusal, ReleaseDrone, ReleaseOutcome},
     events::{CloudEvent, FleetEventKind},
 };
-use serde_json::json;
 use sqlx::{Row, SqliteConnection};
 
 use super::{
@@ -87,7 +86,7 @@ impl SqliteStore {
     }
 
     async fn close_rows(&self, connection: &mut SqliteConnection, endings: &[Ending]) -> Result<Vec<Over>, StoreError> {
-        let batch: Vec<_> = endings.iter().map(|e| json!([e.delivery_id, e.up_to, e.reason])).collect();
+        let batch: Vec<_> = endings.iter().map(|e| (e.delivery_id, e.up_to, &e.reason)).collect();
         let closed = sqlx::query(
             "update reservations set state = 'released', ended_ms = ?2, reason = p.reason
              from (select value ->> 0 as delivery_id, value ->> 1 as up_to, value ->> 2 as reason
@@ -117,7 +116,7 @@ impl SqliteStore {
     async fn bury(&self, connection: &mut SqliteConnection, endings: &[Ending]) -> Result<(), StoreError> {
         let mut batch = Vec::with_capacity(endings.len());
         for ending in endings.iter().filter(|ending| ending.tombstone) {
-            batch.push(json!([ending.delivery_id, ending.up_to, signed(ending.fence), ending.reason]));
+            batch.push((ending.delivery_id, ending.up_to, signed(ending.fence), &ending.reason));
         }
         if batch.is_empty() {
             return Ok(());
@@ -141,7 +140,7 @@ async fn free_drones(connection: &mut SqliteConnection, over: &[Over]) -> Result
     let mut batch = Vec::with_capacity(over.len());
     for Over { hold, drone_id, .. } in over {
         if let Some(drone_id) = drone_id {
-            batch.push(json!([drone_id, hold.delivery_id, hold.attempt]));
+            batch.push((drone_id, hold.delivery_id, hold.attempt));
         }
     }
     if batch.is_empty() {

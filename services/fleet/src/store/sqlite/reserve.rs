@@ -8,7 +8,6 @@ use contracts::{
     events::{CloudEvent, FleetEventKind},
 };
 use serde::Serialize;
-use serde_json::json;
 use sqlx::SqliteConnection;
 
 use super::{
@@ -161,7 +160,7 @@ impl SqliteStore {
         let mut batch = Vec::with_capacity(wanted.len());
         for (hold, pick) in wanted {
             let needed = pick.needed_battery - BATTERY_ROUNDING;
-            batch.push(json!([pick.drone_id, hold.delivery_id, hold.attempt, needed]));
+            batch.push((pick.drone_id, hold.delivery_id, hold.attempt, needed));
         }
         let change = next_change(connection).await?;
         let seized = sqlx::query(line.seize())
@@ -212,7 +211,7 @@ impl SqliteStore {
         }
         let mut batch = Vec::with_capacity(won.len());
         for (hold, drone) in won {
-            batch.push(json!([hold.delivery_id, hold.attempt, drone.id, drone.assigned()]));
+            batch.push((hold.delivery_id, hold.attempt, drone.id, drone.assigned()));
         }
         let left = sqlx::query(
             "update reservations set state = 'reserved', drone_id = p.drone_id, drone = p.drone, reserved_ms = ?2
