@@ -1,10 +1,10 @@
 //! Forgets finished deliveries once they are old and both the lake and the lookup store have them.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use chassis::Peer;
 use contracts::{
-    DeliveryId,
+    Timestamp,
     commands::{Ids, MAX_COMMANDS},
 };
 use messaging::outbox::chain;
@@ -17,6 +17,9 @@ const INTERVAL: Duration = Duration::from_secs(600);
 
 /// How long finished deliveries are kept at least.
 const KEEP: chrono::Duration = chrono::Duration::days(7);
+
+/// The lookup store forgets earlier than this: for what is older, the lake alone decides.
+const BEYOND_LOOKUP: chrono::Duration = chrono::Duration::days(31);
 
 /// How long an idempotency key holds.
 const KEEP_KEYS: chrono::Duration = chrono::Duration::hours(24);
@@ -37,16 +40,21 @@ pub(crate) async fn run(ledger: Ledger, history: Peer, lookup: Peer, shutdown: C
 async fn forget(ledger: &Ledger, history: &Peer, lookup: &Peer) -> anyhow::Result<()> {
     let now = ledger.clock.now();
     ledger.store.forget_keys(now - KEEP_KEYS).await?;
+    forget_finished(ledger, now - BEYOND_LOOKUP, &[history]).await?;
+    forget_finished(ledger, now - KEEP, &[history, lookup]).await
+}
+
+/// Forgets what was over before `horizon` and all of `keepers` have.
+async fn forget_finished(ledger: &Ledger, horizon: Timestamp, keepers: &[&Peer]) -> anyhow::Result<()> {
     let mut after = None;
     loop {
-        let finished = ledger.store.finished(now - KEEP, after, MAX_COMMANDS).await?;
-        let Some(last) = finished.last() else { return Ok(()) };
+        let mut safe = ledger.store.finished(horizon, after, MAX_COMMANDS).await?;
+        let Some(last) = safe.last() else { return Ok(()) };
         after = Some(*last);
-        let question = Ids { ids: finished.clone() };
-        let in_lake: Ids = history.post("/queries/contains", &question).await?;
-        let in_lookup: Ids = lookup.post("/queries/contains", &question).await?;
-        let in_lookup: HashSet<DeliveryId> = in_lookup.ids.into_iter().collect();
-        let safe: Vec<DeliveryId> = in_lake.ids.into_iter().filter(|id| in_lookup.contains(id)).collect();
+        for keeper in keepers {
+            let kept: Ids = keeper.post("/queries/contains", &Ids { ids: safe }).await?;
+            safe = kept.ids;
+        }
         ledger.store.forget(&safe).await?;
     }
 }

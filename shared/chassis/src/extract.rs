@@ -49,7 +49,9 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let value = serde_path_to_error::deserialize(&mut *deserializer).map_err(|error| {
         let field = error.path().to_string();
         let cause = error.inner();
-        if cause.is_data() && !field.is_empty() {
+        // serde_json calls some misfits a fault of syntax (a number where a name is expected), so the text itself
+        // decides whether it is JSON.
+        if serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() {
             let message = without_place(cause);
             return ApiError::invalid_field(field_at_fault(&field, &message), message);
         }
@@ -139,6 +141,11 @@ mod tests {
         assert_eq!(error.0.errors[0].field, "pickup.latitude");
         let error = parse_json::<CreateDelivery>(br#"{"pickup":{"latitude":1,"longitude":1,"up":2}}"#).unwrap_err();
         assert_eq!(error.0.errors[0].field, "pickup.up");
+        let error = parse_json::<CreateDelivery>(
+            br#"{"pickup":{"latitude":1,"longitude":1},"dropoff":{"latitude":1,"longitude":2},"package":{"size":1}}"#,
+        )
+        .unwrap_err();
+        assert_eq!((error.0.status, error.0.errors[0].field.as_str()), (422, "package.size"));
         let error = parse_json::<CreateDelivery>(b"{}").unwrap_err();
         assert_eq!(error.0.errors[0].field, "pickup");
         let error = parse_json::<CreateDelivery>(br#"{"pickup":{"latitude":1}}"#).unwrap_err();

@@ -1,8 +1,8 @@
 //! What the tests of the domain share: a delivery, a drone, a flight's progress, a moment.
 
 mod close;
-mod interleavings;
 mod intents;
+mod interleavings;
 mod participants;
 mod progress;
 mod retries;

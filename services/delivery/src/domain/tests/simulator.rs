@@ -64,15 +64,8 @@ pub(super) enum Happening {
 }
 
 impl Happening {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Cancel,
-        Self::DroneFails,
-        Self::Reported,
-        Self::Flown,
-        Self::Deadline,
-        Self::Expiry,
-        Self::Kill,
-    ];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Cancel, Self::DroneFails, Self::Reported, Self::Flown, Self::Deadline, Self::Expiry, Self::Kill];
 }
 
 /// What the world is like.

@@ -288,11 +288,12 @@ impl Store for SqliteStore {
     }
 
     async fn summary(&self, now: Timestamp) -> Result<Summary, StoreError> {
-        let (open, due): (i64, i64) =
-            sqlx::query_as("select count(*), count(*) filter (where due_ms <= ?) from deliveries where due_ms is not null")
-                .bind(now.timestamp_millis())
-                .fetch_one(&self.store.reader)
-                .await?;
+        let (open, due): (i64, i64) = sqlx::query_as(
+            "select count(*), count(*) filter (where due_ms <= ?) from deliveries where due_ms is not null",
+        )
+        .bind(now.timestamp_millis())
+        .fetch_one(&self.store.reader)
+        .await?;
         Ok(Summary { open: u64::try_from(open).unwrap_or(0), due: u64::try_from(due).unwrap_or(0) })
     }
 
