@@ -371,3 +371,99 @@ fn open_command(delivery: &Delivery, fence: u64, step_deadline: Timestamp) -> Op
         deadline: record.deadline,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use contracts::{
+        Coordinate,
+        api::{Confirmation, CreateDelivery, PackageSize, PackageSpec, default_region},
+    };
+    use testkit::World;
+
+    use super::*;
+    use crate::{live::Live, participants::Peers, store};
+
+    /// A seat whose peers are not there.
+    async fn seat(world: &World) -> (Seat, chassis::supervise::Tasks) {
+        let nobody = ["package", "fleet", "tracking"].map(|name| (name, "http://127.0.0.1:1"));
+        let (node, _) = world.node("delivery", &nobody).await;
+        let peer = |name| node.peer(name).unwrap();
+        let peers = Peers { package: peer("package"), fleet: peer("fleet"), tracking: peer("tracking") };
+        let store = store::open(&format!("sqlite:{}", world.path("delivery.db").display())).await.unwrap();
+        let mut tasks = chassis::supervise::Tasks::new();
+        let ledger = Ledger::new(store, world.clock.clone(), Live::new(), &mut tasks);
+        let participants = Participants::new(&peers, &mut tasks);
+        let seat = Seat {
+            owner: "me".into(),
+            ledger,
+            participants,
+            active: Active::default(),
+            shutdown: world.shutdown.clone(),
+        };
+        (seat, tasks)
+    }
+
+    async fn made(seat: &Seat) -> Delivery {
+        let wish = CreateDelivery {
+            pickup: Coordinate { latitude: 1.0, longitude: 2.0 },
+            dropoff: Coordinate { latitude: 1.1, longitude: 2.0 },
+            package: PackageSpec { size: PackageSize::Small, weight_kg: 0.5, tag: None, description: None },
+            deadline: None,
+            expedited: false,
+            confirmation: Confirmation::None,
+        };
+        let (id, now) = (seat.ledger.clock.new_delivery_id(), seat.ledger.clock.now());
+        let (delivery, changes) = Delivery::request(id, "alice".parse().unwrap(), default_region(), wish, now);
+        let lease = seat.hold(FIRST_FENCE, now);
+        seat.ledger.insert(&delivery, &changes, lease, None).await.unwrap();
+        delivery
+    }
+
+    #[tokio::test]
+    async fn a_claim_or_a_kick_of_what_is_driven_already_makes_its_driver_look_once_more() {
+        let world = World::new().await;
+        let (seat, _tasks) = seat(&world).await;
+        let delivery = made(&seat).await;
+        let id = delivery.record.delivery_id;
+        for again in [Kick::Leased(Box::new(Claimed { delivery, fence: 2 })), Kick::Changed(id)] {
+            lock(&seat.active).insert(id, false);
+            let mut driven = JoinSet::new();
+            seat.take_kicks(&mut vec![again], &mut driven).await;
+            assert!(driven.is_empty(), "no second driver");
+            assert!(seat.goes_on(id), "told");
+            assert!(!seat.goes_on(id), "once");
+            assert!(lock(&seat.active).is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_go_on_is_handed_back_and_due_after_a_pause() {
+        let world = World::new().await;
+        let (seat, _tasks) = seat(&world).await;
+        let delivery = made(&seat).await;
+        let id = delivery.record.delivery_id;
+        seat.drive_leased(delivery, FIRST_FENCE).await.unwrap();
+        assert!(lock(&seat.active).is_empty());
+        let now = seat.ledger.clock.now();
+        let other = seat.ledger.store.claim(&[id], "another", now, now + LEASE).await.unwrap();
+        assert_eq!(other.len(), 1, "the lease was given back");
+        let Next::Wait(until) = other[0].delivery.next(other[0].delivery.record.updated_at) else {
+            panic!("asks again at once")
+        };
+        assert!(until > other[0].delivery.record.updated_at);
+    }
+
+    #[tokio::test]
+    async fn at_shutdown_nothing_more_is_asked_and_the_lease_is_given_back() {
+        let world = World::new().await;
+        let (seat, _tasks) = seat(&world).await;
+        let delivery = made(&seat).await;
+        let id = delivery.record.delivery_id;
+        world.shutdown.cancel();
+        seat.drive_leased(delivery, FIRST_FENCE).await.unwrap();
+        let now = seat.ledger.clock.now();
+        let due = seat.ledger.store.claim_due("another", now, now + LEASE, 9).await.unwrap();
+        assert_eq!(due.len(), 1, "due at once, for whoever is there");
+        assert_eq!((due[0].delivery.record.delivery_id, due[0].delivery.saga.tries), (id, 0));
+    }
+}

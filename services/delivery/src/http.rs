@@ -29,7 +29,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cancel,
+    cancel::{self, CancelError},
     domain::Delivery,
     driver::Driver,
     ledger::Ledger,
@@ -72,6 +72,17 @@ impl From<StoreError> for ApiError {
             StoreError::Conflict => Self::conflict("the delivery is being changed by somebody else; try again"),
             StoreError::KeyUsed { .. } => Self::invalid_field("Idempotency-Key", "was used before with another body"),
             StoreError::Unavailable(_) => Self::unavailable(&error),
+        }
+    }
+}
+
+impl From<CancelError> for ApiError {
+    fn from(error: CancelError) -> Self {
+        match error {
+            CancelError::TooLate(_) => Self::conflict(error.to_string()),
+            CancelError::Undecided => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            CancelError::Gone => Self::not_found(),
+            CancelError::Store(error) => error.into(),
         }
     }
 }
@@ -196,7 +207,7 @@ async fn cancel_delivery(
 ) -> Result<Json<DeliveryRecord>, ApiError> {
     let delivery = visible(&state, &caller, id).await?;
     caller.sees(&Action::ChangeDelivery { owner: &delivery.record.customer_id })?;
-    cancel::cancel(&state.ledger, &state.driver, delivery).await.map(Json)
+    Ok(Json(cancel::cancel(&state.ledger, &state.driver, delivery).await?))
 }
 
 async fn timeline(

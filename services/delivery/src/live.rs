@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 /// Changes kept for a slow watcher. One that is further behind is told so and reads the store.
 const BACKLOG: usize = 1_024;
 
-/// Deliveries of which a watcher remembers what it has seen: more than anybody has open. Past it, all are forgotten, and
+/// Deliveries of which a watcher remembers what it has seen: more than anybody has open. Past it all are forgotten, and
 /// at worst a change is told twice.
 const MAX_SEEN: usize = 4_096;
 
@@ -96,5 +96,74 @@ impl Filter {
             Self::One(id) => record.delivery_id == *id,
             Self::AllOf(customer) => record.customer_id == *customer,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::{
+        Clock, Coordinate, SystemClock, Timestamp,
+        api::{Confirmation, CreateDelivery, PackageSize, PackageSpec, default_region},
+    };
+
+    use super::*;
+    use crate::domain::Delivery;
+
+    fn record(customer: &str) -> DeliveryRecord {
+        let wish = CreateDelivery {
+            pickup: Coordinate { latitude: 1.0, longitude: 2.0 },
+            dropoff: Coordinate { latitude: 1.1, longitude: 2.0 },
+            package: PackageSpec { size: PackageSize::Small, weight_kg: 0.5, tag: None, description: None },
+            deadline: None,
+            expedited: false,
+            confirmation: Confirmation::None,
+        };
+        let id = SystemClock.new_delivery_id();
+        Delivery::request(id, customer.parse().unwrap(), default_region(), wish, Timestamp::UNIX_EPOCH).0.record
+    }
+
+    fn version(record: &DeliveryRecord, version: u64) -> DeliveryRecord {
+        DeliveryRecord { version, ..record.clone() }
+    }
+
+    async fn heard(watch: &mut Watch) -> u64 {
+        match watch.next().await {
+            Message::Changed(record) => record.version,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watcher_never_sees_a_delivery_go_back_nor_the_same_twice() {
+        let (live, alices) = (Live::new(), record("alice"));
+        let mut watch = live.watch(Filter::One(alices.delivery_id));
+        // Told after the watch began, but before the watcher read the second version from the store.
+        live.tell(&version(&alices, 1));
+        live.tell(&version(&alices, 2));
+        assert!(watch.note(&version(&alices, 2)));
+        for told in [4, 3, 4, 5] {
+            live.tell(&version(&alices, told));
+        }
+        assert_eq!((heard(&mut watch).await, heard(&mut watch).await), (4, 5));
+    }
+
+    #[tokio::test]
+    async fn a_filter_lets_through_what_it_names() {
+        let (live, alices, bobs) = (Live::new(), record("alice"), record("bob"));
+        let mut one = live.watch(Filter::One(alices.delivery_id));
+        let mut all = live.watch(Filter::AllOf("bob".parse().unwrap()));
+        live.tell(&version(&bobs, 7));
+        live.tell(&version(&alices, 8));
+        assert_eq!((heard(&mut one).await, heard(&mut all).await), (8, 7));
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_is_far_behind_is_told_to_read() {
+        let (live, alices) = (Live::new(), record("alice"));
+        let mut watch = live.watch(Filter::One(alices.delivery_id));
+        for number in 0..=BACKLOG as u64 {
+            live.tell(&version(&alices, number + 1));
+        }
+        assert!(matches!(watch.next().await, Message::Skipped));
     }
 }

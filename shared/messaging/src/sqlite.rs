@@ -60,20 +60,24 @@ pub async fn open_read_only(path: &str) -> Result<SqlitePool, sqlx::Error> {
 }
 
 async fn migrate(writer: &SqlitePool, migrations: &[&'static str]) -> Result<(), sqlx::Error> {
-    let (version,): (i64,) = sqlx::query_as("PRAGMA user_version").fetch_one(writer).await?;
     let known = i64::try_from(migrations.len()).unwrap_or(i64::MAX);
+    let (version,): (i64,) = sqlx::query_as("PRAGMA user_version").fetch_one(writer).await?;
+    if version == known {
+        return Ok(());
+    }
+    // Read again under the lock: another instance on the same file may be bringing it up to date at this moment.
+    let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let (version,): (i64,) = sqlx::query_as("PRAGMA user_version").fetch_one(&mut *transaction).await?;
     if version > known {
         let text = format!("the file is of schema version {version}, this program knows {known}");
         return Err(sqlx::Error::Configuration(text.into()));
     }
-    for (number, script) in (1i64..).zip(migrations).skip(usize::try_from(version).unwrap_or(0)) {
-        let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
+    for script in migrations.iter().skip(usize::try_from(version).unwrap_or(0)) {
         sqlx::raw_sql(*script).execute(&mut *transaction).await?;
-        let set_version = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {number}"));
-        sqlx::raw_sql(set_version).execute(&mut *transaction).await?;
-        transaction.commit().await?;
     }
-    Ok(())
+    let set_version = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {known}"));
+    sqlx::raw_sql(set_version).execute(&mut *transaction).await?;
+    transaction.commit().await
 }
 
 #[cfg(test)]
@@ -108,5 +112,22 @@ mod tests {
         open(&path, &["create table a (x)", "create table b (x)"]).await.unwrap();
         let error = open(&path, &["create table a (x)"]).await.unwrap_err();
         assert!(error.to_string().contains("version"), "{error}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn instances_that_start_at_once_on_a_new_file_all_find_it_up_to_date() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..10 {
+            let path = folder.path().join(format!("{round}.db")).to_str().unwrap().to_owned();
+            let mut starting = tokio::task::JoinSet::new();
+            for _ in 0..4 {
+                let path = path.clone();
+                starting.spawn(async move { open(&path, &["create table a (x)", "create table b (x)"]).await });
+            }
+            while let Some(started) = starting.join_next().await {
+                let store = started.unwrap().unwrap();
+                sqlx::query("select * from b").fetch_all(&store.reader).await.unwrap();
+            }
+        }
     }
 }

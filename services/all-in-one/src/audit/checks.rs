@@ -24,7 +24,7 @@ pub(super) fn check(snapshot: &Snapshot, ledger: Option<&Ledger>) -> Report {
     checks.push(Check {
         promise: 3,
         what: "no position is twice in the lake",
-        examined: snapshot.doubled_positions,
+        examined: snapshot.positions,
         offenders: vec!["doubled position".to_owned(); snapshot.doubled_positions],
     });
     checks.push(released("no drone is reserved for what is over", &deliveries, &snapshot.reservations));

@@ -59,7 +59,9 @@ pub struct Snapshot {
     pub deliveries: Vec<Owned>,
     /// The lake's rows.
     pub lake: Vec<Kept>,
-    /// Rows of the lake's positions that are there twice.
+    /// Rows of the lake's positions.
+    pub positions: usize,
+    /// Those of them that are there twice.
     pub doubled_positions: usize,
     /// lookup's rows.
     pub lookup: Vec<Kept>,
@@ -100,7 +102,8 @@ async fn read(data: &DataDir) -> anyhow::Result<Snapshot> {
     for row in history::audit::scan_deliveries(&data.lake()).await.context("the lake")? {
         snapshot.lake.push(Kept { id: row.delivery_id, stage: row.stage, version: row.version });
     }
-    snapshot.doubled_positions = history::audit::scan_positions_keys(&data.lake()).await.context("the lake")?.doubled;
+    let positions = history::audit::scan_positions_keys(&data.lake()).await.context("the lake")?;
+    (snapshot.positions, snapshot.doubled_positions) = (positions.rows, positions.doubled);
     for row in lookup::audit_scan(&data.store("lookup")).await.context("the lookup store")? {
         snapshot.lookup.push(Kept { id: row.delivery_id, stage: row.stage, version: row.version });
     }

@@ -144,7 +144,10 @@ impl<'a> User<'a> {
             text.extend(chunk.unwrap());
         }
         let text = String::from_utf8(text).unwrap();
-        text.lines().filter_map(|line| line.strip_prefix("data:")).map(|data| serde_json::from_str(data).unwrap()).collect()
+        text.lines()
+            .filter_map(|line| line.strip_prefix("data:"))
+            .map(|data| serde_json::from_str(data).unwrap())
+            .collect()
     }
 
     /// As an operator: one drone of the fleet.
@@ -155,10 +158,8 @@ impl<'a> User<'a> {
 
     /// As an operator: waits until a drone is that.
     pub(crate) async fn sees_drone(&self, drone: DroneId, status: DroneStatus) {
-        until(&format!("the drone is {status:?}"), async || {
-            (self.drone(drone).await.status == status).then_some(())
-        })
-        .await;
+        until(&format!("the drone is {status:?}"), async || (self.drone(drone).await.status == status).then_some(()))
+            .await;
     }
 }
 

@@ -1,11 +1,10 @@
 //! A base station that a test drives by hand: registers drones, reads missions, reports for them.
 
 use contracts::{
-    Coordinate, DeliveryId, DroneId, Stage,
+    Clock, Coordinate, DeliveryId, DroneId, Stage,
     api::{Role, TelemetryAnswer},
     commands::Mission,
 };
-use contracts::Clock;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -13,8 +12,11 @@ use testkit::until;
 
 use crate::{
     api::{Answer, User, with},
-    world::{DROPOFF, PICKUP, World},
+    world::{PICKUP, World},
 };
+
+/// Half-way from [`PICKUP`] to the drop-off.
+pub(crate) const MIDWAY: Coordinate = Coordinate { latitude: 48.855, longitude: 2.350 };
 
 /// A base station near [`PICKUP`].
 pub(crate) struct Base<'a> {
@@ -102,8 +104,7 @@ impl Base<'_> {
 
     /// A report of a mission, in that stage and at that place.
     pub(crate) fn report(&self, mission: &Mission, stage: Stage, at: Coordinate) -> Value {
-        let mission_of =
-            json!({"delivery_id": mission.delivery_id, "attempt": mission.attempt, "stage": stage});
+        let mission_of = json!({"delivery_id": mission.delivery_id, "attempt": mission.attempt, "stage": stage});
         with(self.line(mission.drone_id, at), &mission_of)
     }
 
@@ -125,9 +126,4 @@ impl Base<'_> {
             self.reaches(mission, stage).await;
         }
     }
-}
-
-/// Half-way.
-pub(crate) fn midway() -> Coordinate {
-    Coordinate { latitude: f64::midpoint(PICKUP.latitude, DROPOFF.latitude), longitude: PICKUP.longitude }
 }

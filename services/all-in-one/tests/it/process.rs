@@ -115,7 +115,14 @@ impl Site {
     }
 
     /// Asks the gateway in a role; none where it does not answer.
-    pub(crate) async fn ask(&self, subject: &str, role: Role, method: Method, path: &str, body: &Value) -> Option<(u16, Value)> {
+    pub(crate) async fn ask(
+        &self,
+        subject: &str,
+        role: Role,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Option<(u16, Value)> {
         let issuer = DataDir::open(&self.data()).ok()?.issuer().ok()?;
         let (token, _) = issuer.issue(subject, role, SystemClock.now(), chrono::Duration::hours(1)).unwrap();
         let mut request = self.http.request(method, format!("{}{path}", self.url())).bearer_auth(token);
@@ -143,7 +150,8 @@ impl Site {
         let get = async |path| Some(self.ask("olga", Role::Operator, Method::GET, path, &Value::Null).await?.1);
         let sagas = get("/api/operations/sagas").await?;
         let lags = get("/api/operations/lag").await?;
-        let behind = |item: &&Value| !item["group"].as_str().unwrap_or_default().ends_with(".redrive") && item["lag"] != 0;
+        let behind =
+            |item: &&Value| !item["group"].as_str().unwrap_or_default().ends_with(".redrive") && item["lag"] != 0;
         let behind = lags["items"].as_array()?.iter().filter(behind).count();
         Some(sagas["open"] == 0 && behind == 0 && stores::outboxes_are_empty(&self.data()).await)
     }

@@ -50,8 +50,8 @@ async fn an_abort_at_any_of_them_loses_and_doubles_nothing() {
     stream::iter(POINTS)
         .map(|(point, most)| async move {
             let passing = 1 + seed % most;
-            abort_at(&format!("{point}:{passing}"), seed).await;
-            println!("{point}:{passing} survived");
+            let accepted = abort_at(&format!("{point}:{passing}"), seed).await;
+            println!("{point}:{passing} survived, {accepted} accepted");
         })
         .buffer_unordered(PARALLEL)
         .collect::<Vec<()>>()
@@ -63,7 +63,8 @@ fn seed() -> u64 {
     given.unwrap_or_else(|| SystemClock.now().timestamp_millis().unsigned_abs() % 1_000_000)
 }
 
-async fn abort_at(point: &str, seed: u64) {
+/// Ends a system there, under load, starts it again and audits it; how many deliveries it had accepted.
+async fn abort_at(point: &str, seed: u64) -> usize {
     let site = Site::new();
     let mut system = site.start(Some(point));
     let mut simulator = site.simulate(6, 5, seed);
@@ -74,6 +75,7 @@ async fn abort_at(point: &str, seed: u64) {
     finished(&mut simulator, &site).await;
     site.settle().await;
     site.stop_and_audit(system, &[hopeless]).await;
+    site.accepted().len() + 1
 }
 
 /// An order that no drone can fly, so that its saga is undone at the deadline; asked until it is accepted.

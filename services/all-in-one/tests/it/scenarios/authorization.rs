@@ -172,16 +172,13 @@ async fn what_services_say_to_each_other_nobody_else_may_say() {
         ("history", Method::POST, "/queries/contains".to_owned()),
     ];
     let me = drone.to_string();
-    let roles = [
-        ("alice", Role::Customer),
-        ("olga", Role::Operator),
-        ("north", Role::BaseStation),
-        (me.as_str(), Role::Drone),
-    ];
+    let roles =
+        [("alice", Role::Customer), ("olga", Role::Operator), ("north", Role::BaseStation), (me.as_str(), Role::Drone)];
     for (service, method, path) in &inner {
         for (subject, role) in roles {
             let user = world.user(subject, role).await;
-            let answer = Answer::of(user.request_at(service, method.clone(), path).json(&json!({"commands": []}))).await;
+            let answer =
+                Answer::of(user.request_at(service, method.clone(), path).json(&json!({"commands": []}))).await;
             assert_eq!(answer.status, 403, "{method} {path} of {service} as {role:?}: {}", answer.text);
         }
         let url = format!("{}{path}", world.service_url(service));

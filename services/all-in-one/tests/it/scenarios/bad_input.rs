@@ -13,8 +13,29 @@ use crate::{
 /// Texts that are no body of any route.
 fn texts() -> Vec<Vec<u8>> {
     let mut texts: Vec<Vec<u8>> = [
-        "", " ", "null", "true", "0", "\"\"", "[]", "[{}]", "{}", "{", "}", "{]", "{\"a\":}", "{'a':1}", "NaN", "\u{feff}{}",
-        "{\"pickup\":{}}", "{\"__proto__\":{}}", "{\"a\":1}{\"a\":1}", "a=b&c=d", "<xml/>", "{\"pickup\":null}", "\0",
+        "",
+        " ",
+        "null",
+        "true",
+        "0",
+        "\"\"",
+        "[]",
+        "[{}]",
+        "{}",
+        "{",
+        "}",
+        "{]",
+        "{\"a\":}",
+        "{'a':1}",
+        "NaN",
+        "\u{feff}{}",
+        "{\"pickup\":{}}",
+        "{\"__proto__\":{}}",
+        "{\"a\":1}{\"a\":1}",
+        "a=b&c=d",
+        "<xml/>",
+        "{\"pickup\":null}",
+        "\0",
     ]
     .iter()
     .map(|text| text.as_bytes().to_vec())
@@ -33,10 +54,10 @@ fn odd_values() -> Vec<Value> {
         json!([]),
         json!({}),
         json!(""),
-        json!("x"),
+        json!("x y"),
         json!("\u{0}"),
         json!("x".repeat(10_000)),
-        json!(-1),
+        json!(-1_000),
         json!(1e308),
         json!(i64::MIN),
         json!(u64::MAX),
@@ -119,17 +140,7 @@ async fn bodies() {
         for body in spoilt(good) {
             let body = body.to_string().into_bytes();
             let what = format!("{method} {path} with {}", short(&body));
-            let answer = send(user, method, path, body).await;
-            // Some odd values are legal somewhere: an empty tag, another customer's name, a base called x.
-            let made = path.contains("deliveries") || path.contains("fleet");
-            if answer.status < 300 && !made {
-                continue;
-            }
-            if answer.status == 200 && path.contains("fleet") {
-                let removed = Answer::of(operator.request(Method::DELETE, path)).await;
-                panic!("{what} was taken ({}), and removed: {}", answer.text, removed.status);
-            }
-            refused(&answer, &what);
+            refused(&send(user, method, path, body).await, &what);
         }
         for media_type in ["text/plain", "application/xml", "multipart/form-data", ""] {
             let request = user.request(method.clone(), path).header("content-type", media_type);
@@ -179,7 +190,9 @@ async fn wishes_that_read_well_and_make_no_sense() {
 async fn paths_queries_and_methods() {
     let world = World::new().await;
     let (alice, operator) = (world.customer("alice").await, world.operator().await);
-    for id in ["x", "0", "%00", "..%2f..%2fetc", "0198c5a0-0000-7000-8000", "'; drop table deliveries; --", "%F0%9F%9A%81"] {
+    for id in
+        ["x", "0", "%00", "..%2f..%2fetc", "0198c5a0-0000-7000-8000", "'; drop table deliveries; --", "%F0%9F%9A%81"]
+    {
         for path in [
             format!("/api/deliveries/{id}"),
             format!("/api/deliveries/{id}/timeline"),
@@ -196,9 +209,22 @@ async fn paths_queries_and_methods() {
     let lists = ["/api/deliveries", "/api/history", "/api/fleet", "/api/operations/dead-letters"];
     for list in lists {
         let user = if list.contains("fleet") || list.contains("operations") { &operator } else { &alice };
-        for query in ["limit=0", "limit=101", "limit=-1", "limit=x", "cursor=", "cursor=%00", "cursor=x", "colour=red",
-            "limit=1&limit=2", "from=x", "to=x", "base_id=", "consumer=x", "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z"]
-        {
+        for query in [
+            "limit=0",
+            "limit=101",
+            "limit=-1",
+            "limit=x",
+            "cursor=",
+            "cursor=%00",
+            "cursor=x",
+            "colour=red",
+            "limit=1&limit=2",
+            "from=x",
+            "to=x",
+            "base_id=",
+            "consumer=x",
+            "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z",
+        ] {
             let path = format!("{list}?{query}");
             refused(&user.get(&path).await, &path);
         }

@@ -7,7 +7,7 @@ use testkit::until;
 
 use crate::{
     api::{Answer, stages_told, wish},
-    drones::midway,
+    drones::MIDWAY,
     world::World,
 };
 
@@ -43,13 +43,13 @@ async fn a_delivery_is_ordered_flown_and_remembered() {
         base.reaches(&mission, Stage::HeadedToDropoff).await;
         alice.sees(id, Stage::HeadedToDropoff).await;
         world.clock.jump(Duration::from_secs(6));
-        let on_the_way = base.report(&mission, Stage::HeadedToDropoff, midway());
+        let on_the_way = base.report(&mission, Stage::HeadedToDropoff, MIDWAY);
         assert_eq!(base.send(&on_the_way).await.accepted, 1);
         until("the position and the time of arrival", async || {
             let delivery = alice.delivery(id).await;
             assert_eq!(delivery.degraded, Vec::<String>::new());
             assert_eq!(delivery.package.unwrap().state, Some(PackageState::Registered));
-            (delivery.position == Some(midway()) && delivery.eta.is_some()).then_some(())
+            (delivery.position == Some(MIDWAY) && delivery.eta.is_some()).then_some(())
         })
         .await;
         assert_eq!(base.send(&on_the_way).await.stale, 1, "a repeated report changes nothing");
@@ -69,7 +69,8 @@ async fn a_delivery_is_ordered_flown_and_remembered() {
     let stages: Vec<_> = timeline.stages.iter().map(|entry| entry.stage).collect();
     assert_eq!(stages, HAPPY);
     let steps = alice.steps(id).await;
-    let expected = ["register_package done", "reserve_drone waiting", "reserve_drone done", "open_flight done", "schedule done"];
+    let expected =
+        ["register_package done", "reserve_drone waiting", "reserve_drone done", "open_flight done", "schedule done"];
     assert_eq!(steps, expected);
 
     until("the history lists it", async || {

@@ -17,7 +17,8 @@ async fn order_with(user: &User<'_>, key: &str, body: &Value) -> Answer {
 async fn sixteen_at_once_are_one_delivery() {
     let world = World::new().await;
     let (alice, bob) = (world.customer("alice").await, world.customer("bob").await);
-    let answers = join_all((0..16).map(|_| order_with(&alice, "order-1", &wish()))).await;
+    let body = wish();
+    let answers = join_all((0..16).map(|_| order_with(&alice, "order-1", &body))).await;
     for answer in &answers {
         assert_eq!((answer.status, &answer.text), (202, &answers[0].text));
         assert_eq!(answer.headers["location"], answers[0].headers["location"]);

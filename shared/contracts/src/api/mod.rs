@@ -1,6 +1,8 @@
 //! The public HTTP API's bodies. Unknown fields are refused; every number is checked where it comes in.
 
-use std::str::FromStr;
+mod drones;
+mod identity;
+mod problem;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -10,6 +12,10 @@ use crate::{
     BaseId, Coordinate, CustomerId, DeliveryId, DroneId, Region, Stage, Timestamp,
     events::{DeliveryRecord, FlightProgress, PackageState, StageEntry},
 };
+
+pub use drones::*;
+pub use identity::*;
+pub use problem::*;
 
 /// The longest tag, in characters.
 pub const MAX_TAG_CHARS: usize = 64;
@@ -23,40 +29,6 @@ pub const MAX_TELEMETRY_LINES: usize = 10_000;
 pub const MAX_PAGE: usize = 100;
 /// Items on a page where the caller does not say.
 pub const DEFAULT_PAGE: usize = 20;
-
-/// One thing wrong with one field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct FieldError {
-    /// The field, as a path: `pickup.latitude`.
-    pub field: String,
-    /// What is wrong with it.
-    pub message: String,
-}
-
-impl FieldError {
-    /// `field` is wrong: `message`.
-    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
-    }
-}
-
-/// An error's body (RFC 9457, `application/problem+json`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Problem {
-    /// What kind of problem, as a URI reference; `about:blank` where the status says it all.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The kind in words.
-    pub title: String,
-    /// The HTTP status.
-    pub status: u16,
-    /// This occurrence in words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    /// Which fields are at fault.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub errors: Vec<FieldError>,
-}
 
 /// A package's size class; each has a weight limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -354,181 +326,6 @@ pub enum LiveUpdate {
         /// How far it has come.
         progress: FlightProgress,
     },
-}
-
-/// One line of `POST /api/telemetry`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TelemetryLine {
-    /// Who reports.
-    pub drone_id: DroneId,
-    /// The mission that it flies.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub delivery_id: Option<DeliveryId>,
-    /// That mission's attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<u32>,
-    /// Grows per drone for ever; a millisecond clock will do.
-    pub sequence: u64,
-    /// The drone's time; more than 10 minutes off is refused.
-    pub at: DateTime<Utc>,
-    /// Degrees north.
-    pub latitude: f64,
-    /// Degrees east.
-    pub longitude: f64,
-    /// 0 (empty) to 1 (full).
-    pub battery: f64,
-    /// HeadedToPickup, HeadedToDropoff, Completed, or Failed for a drone that is broken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stage: Option<Stage>,
-}
-
-/// How far a report's `at` may be off, in minutes.
-pub const MAX_CLOCK_OFF_MINUTES: i64 = 10;
-
-impl TelemetryLine {
-    /// The place that it reports.
-    pub fn position(&self) -> Coordinate {
-        Coordinate { latitude: self.latitude, longitude: self.longitude }
-    }
-
-    /// The first thing that is wrong with it, at `now`.
-    pub fn fault(&self, now: Timestamp) -> Option<FieldError> {
-        if let Some((field, message)) = self.position().fault() {
-            return Some(FieldError::new(field, message));
-        }
-        if !(0.0..=1.0).contains(&self.battery) {
-            return Some(FieldError::new("battery", "must be between 0 and 1"));
-        }
-        if self.sequence == 0 || i64::try_from(self.sequence).is_err() {
-            return Some(FieldError::new("sequence", "must be between 1 and 2^63 - 1"));
-        }
-        if (self.at - now).abs() > chrono::Duration::minutes(MAX_CLOCK_OFF_MINUTES) {
-            return Some(FieldError::new("at", "must be within 10 minutes of now"));
-        }
-        if self.delivery_id.is_some() != self.attempt.is_some() {
-            return Some(FieldError::new("attempt", "must be given exactly where delivery_id is"));
-        }
-        match self.stage {
-            Some(Stage::Failed) => None,
-            Some(stage) if !stage.is_flight() => Some(FieldError::new("stage", "is not a stage of a flight")),
-            Some(_) if self.delivery_id.is_none() => Some(FieldError::new("delivery_id", "must be given with a stage")),
-            _ => None,
-        }
-    }
-}
-
-/// The answer to telemetry: what was accepted is stored.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct TelemetryAnswer {
-    /// Lines that were stored.
-    pub accepted: usize,
-    /// Lines that changed nothing.
-    pub stale: usize,
-    /// Lines that are at fault, or (retryable) that could not be stored now.
-    pub rejected: Vec<RejectedLine>,
-}
-
-/// One line that was not stored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct RejectedLine {
-    /// The line's number, from 1.
-    pub line: usize,
-    /// Why.
-    pub reason: String,
-    /// Whether the same line may be accepted later.
-    pub retryable: bool,
-}
-
-/// `PUT /api/fleet/{drone_id}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RegisterDrone {
-    /// Its home.
-    pub base_id: BaseId,
-    /// Where its home is.
-    pub base_position: Coordinate,
-    /// Where it is now.
-    pub position: Coordinate,
-    /// 0 (empty) to 1 (full).
-    pub battery: f64,
-    /// The heaviest package, in kilograms.
-    pub payload_kg: f64,
-    /// How far a full battery carries it empty, in metres.
-    pub range_m: f64,
-    /// Cruising speed in metres a second.
-    pub speed_mps: f64,
-}
-
-impl RegisterDrone {
-    /// Everything that is wrong with it.
-    pub fn faults(&self) -> Vec<FieldError> {
-        let mut faults = Vec::new();
-        check_coordinate("base_position", &self.base_position, &mut faults);
-        check_coordinate("position", &self.position, &mut faults);
-        if !(0.0..=1.0).contains(&self.battery) {
-            faults.push(FieldError::new("battery", "must be between 0 and 1"));
-        }
-        let limits = [
-            ("payload_kg", self.payload_kg, 1_000.0),
-            ("range_m", self.range_m, 1_000_000.0),
-            ("speed_mps", self.speed_mps, 10_000.0),
-        ];
-        for (field, value, most) in limits {
-            if !(value > 0.0 && value <= most) {
-                faults.push(FieldError::new(field, format!("must be more than 0 and at most {most}")));
-            }
-        }
-        faults
-    }
-}
-
-/// Who may do what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Orders deliveries and sees their own.
-    Customer,
-    /// Runs the system.
-    Operator,
-    /// One drone: itself only.
-    Drone,
-    /// The drones based there.
-    BaseStation,
-    /// One of our services, speaking for itself.
-    Service,
-}
-
-impl FromStr for Role {
-    type Err = crate::ids::InvalidId;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "customer" => Ok(Self::Customer),
-            "operator" => Ok(Self::Operator),
-            "drone" => Ok(Self::Drone),
-            "base_station" => Ok(Self::BaseStation),
-            _ => Err(crate::ids::InvalidId { expected: "customer, operator, drone or base_station" }),
-        }
-    }
-}
-
-/// `POST /api/dev/token`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TokenRequest {
-    /// The customer's, operator's, drone's or base station's id.
-    pub subject: String,
-    /// customer, operator, drone or base_station.
-    pub role: Role,
-}
-
-/// The answer to `POST /api/dev/token`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct TokenAnswer {
-    /// A bearer token.
-    pub token: String,
-    /// When it ends.
-    pub expires_at: DateTime<Utc>,
 }
 
 /// A finished delivery, as the history lists it.
