@@ -9,6 +9,7 @@ use std::{
 
 use auth::{DevIssuer, SigningKey};
 use fs4::fs_std::FileExt;
+use url::Url;
 
 /// Why the folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,9 @@ pub enum DataDirError {
     /// Another process uses it.
     #[error("another process uses the data folder {0}; stop it, or give --data-dir another folder")]
     InUse(PathBuf),
+    /// The lake's tables would land in another folder: Delta's reader decodes the name a second time.
+    #[error("the data folder {0} has '%' before two hexadecimal digits in its name; give --data-dir another folder")]
+    Name(PathBuf),
     /// It cannot be read or written.
     #[error("the data folder {path} cannot be used")]
     Io {
@@ -52,8 +56,12 @@ impl DataDir {
     /// The folder at `path`, made if it is not there.
     pub fn create(path: &Path) -> Result<Self, DataDirError> {
         let fail = |source| DataDirError::Io { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(fail)?;
-        Ok(Self { path: path.canonicalize().map_err(fail)? })
+        refuse_escapes(&std::path::absolute(path).map_err(fail)?)?;
+        create_durably(path).map_err(fail)?;
+        let path = path.canonicalize().map_err(fail)?;
+        // Again, since a link may lead anywhere.
+        refuse_escapes(&path)?;
+        Ok(Self { path })
     }
 
     /// The folder at `path`, which must be there.
@@ -91,7 +99,9 @@ impl DataDir {
 
     /// The URL of the lake.
     pub fn lake(&self) -> String {
-        format!("file://{}", self.path.join("lake").display())
+        let path = self.path.join("lake");
+        // The folder's path is absolute, so that this always has a URL; the bare path would name the lake, too.
+        Url::from_directory_path(&path).map_or_else(|()| path.display().to_string(), String::from)
     }
 
     /// The development issuer, with the key in the folder; a key is made where there is none.
@@ -102,23 +112,59 @@ impl DataDir {
             Ok(bytes) => SigningKey::from_bytes(bytes).map_err(bad_key)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = SigningKey::generate().map_err(bad_key)?;
-                self.write_key(&path, &key).map_err(|source| DataDirError::Io { path: path.clone(), source })?;
-                key
+                let bytes =
+                    self.keep_key(&path, &key).map_err(|source| DataDirError::Io { path: path.clone(), source })?;
+                SigningKey::from_bytes(bytes).map_err(bad_key)?
             }
             Err(source) => return Err(DataDirError::Io { path, source }),
         };
         DevIssuer::new(&key).map_err(bad_key)
     }
 
-    /// Written aside and renamed, so that a kill leaves no half key.
-    fn write_key(&self, path: &Path, key: &SigningKey) -> io::Result<()> {
-        let aside = path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
-        file.write_all(key.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&aside, path)?;
-        File::open(&self.path)?.sync_all()
+    /// Makes `key` the folder's, unless another process has been quicker; answers the one that it is. Written aside and
+    /// linked, so that a kill leaves no half key, and a key that somebody may have used already is never replaced.
+    fn keep_key(&self, path: &Path, key: &SigningKey) -> io::Result<Vec<u8>> {
+        let aside = path.with_extension(format!("{:016x}.new", rand::random::<u64>()));
+        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&aside)?;
+        let linked = file.write_all(key.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| {
+            match fs::hard_link(&aside, path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                result => result,
+            }
+        });
+        // Left behind after a kill, it is a key that nobody uses.
+        let removed = fs::remove_file(&aside);
+        linked.and(removed)?;
+        sync_folder(&self.path)?;
+        fs::read(path)
     }
+}
+
+/// Any other character will do.
+fn refuse_escapes(path: &Path) -> Result<(), DataDirError> {
+    let is_escape = |three: &[u8]| three[0] == b'%' && three[1].is_ascii_hexdigit() && three[2].is_ascii_hexdigit();
+    if path.as_os_str().as_encoded_bytes().windows(3).any(is_escape) {
+        return Err(DataDirError::Name(path.to_owned()));
+    }
+    Ok(())
+}
+
+/// Makes the folder and those above it that are missing, so that a power cut does not take them with all that is in it:
+/// a file's own sync does not reach the entry of its folder.
+fn create_durably(path: &Path) -> io::Result<()> {
+    let parents = parents_of_missing(&std::path::absolute(path)?);
+    fs::create_dir_all(path)?;
+    parents.iter().try_for_each(|parent| sync_folder(parent))
+}
+
+/// The folders that get an entry when `path` is made, the innermost first.
+fn parents_of_missing(path: &Path) -> Vec<PathBuf> {
+    let missing = path.ancestors().take_while(|folder| !folder.exists());
+    missing.filter_map(Path::parent).map(Path::to_owned).collect()
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 #[cfg(test)]
@@ -133,6 +179,58 @@ mod tests {
         assert!(matches!(data.lock(), Err(DataDirError::InUse(_))));
         drop(held);
         data.lock().unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_made_with_those_above_it_and_each_new_entry_is_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("some/where/deep");
+        let parents = parents_of_missing(&path);
+        assert_eq!(parents, [folder.path().join("some/where"), folder.path().join("some"), folder.path().to_owned()]);
+        DataDir::create(&path).unwrap();
+        assert!(path.is_dir());
+        assert!(parents_of_missing(&path).is_empty());
+    }
+
+    #[test]
+    fn a_name_that_the_lake_would_misread_is_refused_before_anything_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a#1 50%20?x");
+        assert!(matches!(DataDir::create(&path), Err(DataDirError::Name(named)) if named == path));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn every_other_name_comes_back_out_of_the_urls() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("a#1 50% ?x:%2 é");
+        let data = DataDir::create(&path).unwrap();
+        assert_eq!(Url::parse(&data.lake()).unwrap().to_file_path().unwrap(), path.join("lake"));
+        assert_eq!(data.store("fleet"), format!("sqlite:{}", path.join("fleet.db").display()));
+    }
+
+    #[test]
+    fn whoever_makes_the_key_first_all_use_the_same() {
+        let (now, hour) = (contracts::Timestamp::UNIX_EPOCH, chrono::Duration::hours(1));
+        for _ in 0..20 {
+            let folder = tempfile::tempdir().unwrap();
+            let data = DataDir::create(folder.path()).unwrap();
+            let start = std::sync::Barrier::new(8);
+            let issuers: Vec<DevIssuer> = std::thread::scope(|scope| {
+                let open = || {
+                    start.wait();
+                    data.issuer().unwrap()
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            for issuer in &issuers {
+                let (token, _) = issuer.issue("a", contracts::api::Role::Customer, now, hour).unwrap();
+                assert!(issuers.iter().all(|other| other.verifier().verify(&token, now).is_ok()));
+            }
+            let files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+            assert_eq!(files, ["dev-issuer.key"], "nothing is left aside");
+        }
     }
 
     #[test]

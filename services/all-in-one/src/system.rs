@@ -96,3 +96,29 @@ fn spawn(tasks: &mut Tasks, data: &DataDir, node: Node) {
         other => unreachable!("SERVICES names no '{other}'"),
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use contracts::SystemClock;
+    use testkit::until;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_folders_name_may_hold_characters_that_mean_something_in_a_url() {
+        chassis::init();
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("a#1 50% ?x");
+        let data = DataDir::create(&folder).unwrap();
+        let shutdown = CancellationToken::new();
+        let system = System::start(&data, 0, Arc::new(SystemClock), shutdown.clone()).await.unwrap();
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(system.run());
+        let expected = ["events.db", "delivery.db", "tracking.db", "lake/deliveries/_delta_log", "lake/positions"];
+        until("the stores", || async { expected.iter().all(|name| folder.join(name).exists()).then_some(()) }).await;
+        shutdown.cancel();
+        running.join_next().await.unwrap().unwrap().unwrap();
+        let beside: Vec<_> = std::fs::read_dir(parent.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(beside, ["a#1 50% ?x"]);
+    }
+}

@@ -110,11 +110,12 @@ pub(crate) async fn run(
     let mut last_poll = Timestamp::UNIX_EPOCH;
     loop {
         let room = MAX_ACTIVE.saturating_sub(driven.len());
+        let next_poll = next_poll(last_poll, seat.ledger.clock.now());
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
             // Before the kicks, so that these cannot keep timers waiting: it is ready only once in a while.
-            () = seat.ledger.clock.sleep_until(last_poll + POLL), if room > 0 => {
+            () = seat.ledger.clock.sleep_until(next_poll), if room > 0 => {
                 last_poll = seat.ledger.clock.now();
                 seat.take_due(room, &mut driven).await;
             }
@@ -138,6 +139,11 @@ pub(crate) async fn run(
         ended?;
     }
     Ok(())
+}
+
+/// When due deliveries are looked for next. A clock that was set back does not put it off by more than one interval.
+fn next_poll(last_poll: Timestamp, now: Timestamp) -> Timestamp {
+    last_poll.min(now) + POLL
 }
 
 #[derive(Clone)]
@@ -434,6 +440,13 @@ mod tests {
             assert!(!seat.goes_on(id), "once");
             assert!(lock(&seat.active).is_empty());
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_stop_the_looking_for_due_deliveries() {
+        let now = Timestamp::UNIX_EPOCH + chrono::Duration::days(20_000);
+        assert_eq!(next_poll(now - POLL, now), now);
+        assert_eq!(next_poll(now + chrono::Duration::hours(1), now), now + POLL);
     }
 
     #[tokio::test]

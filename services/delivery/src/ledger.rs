@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use contracts::{
@@ -25,6 +26,8 @@ const SAVE_LIMITS: Limits = Limits {
     queue: 8_192,
     // The store has one writer; the next batch gathers while it writes.
     concurrency: 1,
+    // A request waits at most this long for company.
+    pace: Duration::from_millis(5),
 };
 
 /// Writes deliveries.
@@ -33,8 +36,7 @@ pub(crate) struct Ledger {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) live: Live,
     pub(crate) clock: Arc<dyn Clock>,
-    /// Events committed by this process, by kind.
-    committed: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    committed: Committed,
     saves: Batcher<Change, Result<(), StoreError>>,
 }
 
@@ -45,16 +47,22 @@ impl Ledger {
         live: Live,
         tasks: &mut chassis::supervise::Tasks,
     ) -> Self {
-        let saving = store.clone();
+        let committed = Committed { live: live.clone(), counts: Arc::default() };
+        let (saving, telling) = (store.clone(), committed.clone());
         let (saves, worker) = Batcher::new(SAVE_LIMITS, move |changes: Vec<Change>| {
-            let store = saving.clone();
-            async move { store.save(&changes).await }
+            let (store, committed) = (saving.clone(), telling.clone());
+            async move {
+                let results = store.save(&changes).await;
+                // Here, and not where the caller waits: it may have given up.
+                committed.tell(&changes, &results);
+                results
+            }
         });
         tasks.spawn(async move {
             worker.await;
             Ok(())
         });
-        Self { store, live, clock, committed: Arc::default(), saves }
+        Self { store, live, clock, committed, saves }
     }
 
     /// Writes a new delivery.
@@ -85,12 +93,7 @@ impl Ledger {
     /// Writes many updates as one batch.
     pub(crate) async fn update_all(&self, changes: &[Change]) -> Vec<Result<(), StoreError>> {
         let results = self.store.save(changes).await;
-        for (change, result) in changes.iter().zip(&results) {
-            if result.is_ok() {
-                self.count(&kinds(change));
-                self.live.tell(&change.delivery.record);
-            }
-        }
+        self.committed.tell(changes, &results);
         results
     }
 
@@ -146,23 +149,12 @@ impl Ledger {
     }
 
     async fn write(&self, change: Change) -> Result<(), StoreError> {
-        let (record, kinds) = (change.delivery.record.clone(), kinds(&change));
-        self.saves.call(change).await.map_err(|closed| StoreError::Unavailable(Arc::new(closed)))??;
-        self.count(&kinds);
-        self.live.tell(&record);
-        Ok(())
-    }
-
-    fn count(&self, kinds: &[&'static str]) {
-        let mut committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
-        for kind in kinds {
-            *committed.entry(kind).or_insert(0) += 1;
-        }
+        self.saves.call(change).await.map_err(|closed| StoreError::Unavailable(Arc::new(closed)))?
     }
 
     /// Events that this process has committed, by kind.
     pub(crate) fn committed(&self) -> BTreeMap<&'static str, u64> {
-        self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.committed.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// One delivery.
@@ -171,7 +163,26 @@ impl Ledger {
     }
 }
 
-fn kinds(change: &Change) -> Vec<&'static str> {
-    let kind = |event: &contracts::events::CloudEvent| DeliveryEventKind::parse(&event.kind);
-    change.events.iter().filter_map(kind).map(|kind| kind.as_str()).collect()
+/// Everybody who is told of what was committed: watchers, and the counts.
+#[derive(Clone)]
+struct Committed {
+    live: Live,
+    counts: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+}
+
+impl Committed {
+    fn tell(&self, changes: &[Change], results: &[Result<(), StoreError>]) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (change, result) in changes.iter().zip(results) {
+            if result.is_err() {
+                continue;
+            }
+            for event in &change.events {
+                if let Some(kind) = DeliveryEventKind::parse(&event.kind) {
+                    *counts.entry(kind.as_str()).or_insert(0) += 1;
+                }
+            }
+            self.live.tell(&change.delivery.record);
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The other services as the saga sees them: single commands go out in batches.
 
+use std::time::Duration;
+
 use chassis::Peer;
 use contracts::commands::{
     CloseFlight, CloseOutcome, OpenFlight, OpenOutcome, PackageOutcome, RegisterPackage, ReleaseDrone, ReleaseOutcome,
@@ -16,6 +18,8 @@ const COMMAND_LIMITS: Limits = Limits {
     queue: 4_096,
     // While one is on its way the next is gathered; a slow one does not hold up all.
     concurrency: 4,
+    // Nobody waits for a step of a saga, so that a busy second is a hundred requests at most.
+    pace: Duration::from_millis(10),
 };
 
 /// Batchers to the participants of the saga.

@@ -1,6 +1,6 @@
 //! The desk in front of the fleet: concurrent requests share transactions.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use chassis::supervise::Tasks;
 use contracts::commands::{DroneReport, ReleaseDrone, ReleaseOutcome, ReportOutcome, ReserveDrone, ReserveOutcome};
@@ -13,13 +13,13 @@ use crate::{
 
 /// Requests in one batch and in the queue: a request may hold hundreds of commands, and every transaction is bounded by
 /// itself. One batch at a time, since the store has one writer.
-const REQUESTS: Limits = Limits { max_batch: 64, queue: 256, concurrency: 1 };
+const REQUESTS: Limits = Limits { max_batch: 64, queue: 256, concurrency: 1, pace: Duration::ZERO };
 
 /// Requests with reports: up to ten thousand reports each, so that fewer may wait in memory.
-const REPORT_REQUESTS: Limits = Limits { max_batch: 64, queue: 128, concurrency: 1 };
+const REPORT_REQUESTS: Limits = Limits { max_batch: 64, queue: 128, concurrency: 1, pace: Duration::ZERO };
 
 /// Registrations come one by one, by the thousand when a fleet starts.
-const REGISTRATIONS: Limits = Limits { max_batch: 256, queue: 1_024, concurrency: 1 };
+const REGISTRATIONS: Limits = Limits { max_batch: 256, queue: 1_024, concurrency: 1, pace: Duration::ZERO };
 
 type Requests<C, O> = Batcher<Vec<C>, Vec<O>>;
 

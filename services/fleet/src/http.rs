@@ -143,13 +143,11 @@ async fn report(
     Ok(Json(Outcomes { outcomes }))
 }
 
-/// Why a caller may not report for a drone.
+/// Why a caller may not report for a drone. Somebody else's is as unknown as one that is not there: whoever tries ids
+/// does not learn which of them are drones.
 fn refusal(caller: &Identity, drone: DroneId, base: Option<&BaseId>) -> Option<ReportOutcome> {
-    let Some(base) = base else {
-        return Some(ReportOutcome::Rejected { reason: ReportFault::UnknownDrone });
-    };
-    let denied = allow(caller, &Action::SpeakForDrone { drone, base }).is_err();
-    denied.then_some(ReportOutcome::Rejected { reason: ReportFault::NotYourDrone })
+    let may = base.is_some_and(|base| allow(caller, &Action::SpeakForDrone { drone, base }).is_ok());
+    (!may).then_some(ReportOutcome::Rejected { reason: ReportFault::UnknownDrone })
 }
 
 /// What the gateway has checked of each line already, and no honest caller sends.
@@ -239,20 +237,24 @@ async fn register(
     }
 }
 
-async fn remove(app: &App, drone_id: DroneId, to: DroneStatus, reason: &str) -> Result<Drone, ApiError> {
-    let removal = Removal { drone_id, to, reason: reason.to_owned(), guard: Guard::Always };
+async fn remove(app: &App, drone_id: DroneId, to: DroneStatus, reason: &str, guard: Guard) -> Result<Drone, ApiError> {
+    let removal = Removal { drone_id, to, reason: reason.to_owned(), guard };
     let removed = app.fleet.remove(&[removal]).await.map_err(|error| store_failed(&error))?;
     removed.into_iter().next().flatten().ok_or_else(ApiError::not_found)
 }
 
 async fn retire(State(app): State<App>, caller: Caller, Path(drone_id): Path<DroneId>) -> Result<StatusCode, ApiError> {
-    // A customer or a drone retires nothing, whatever exists.
-    if !matches!(caller.identity, Identity::BaseStation(_)) {
-        caller.may(&Action::Operate)?;
-    }
-    let base = find(&app, drone_id).await?.base_id;
-    caller.sees(&Action::RegisterDrone { base: &base, current: Some(&base) })?;
-    remove(&app, drone_id, DroneStatus::Retired, "the drone was retired").await?;
+    // Whose the drone is now is judged where it cannot change any more: in the store's transaction.
+    let guard = match &caller.identity {
+        Identity::BaseStation(own) => Guard::BasedAt(own.clone()),
+        _ => {
+            // A customer or a drone retires nothing, whatever exists.
+            caller.may(&Action::Operate)?;
+            Guard::Always
+        }
+    };
+    let drone = remove(&app, drone_id, DroneStatus::Retired, "the drone was retired", guard).await?;
+    caller.sees(&Action::RegisterDrone { base: &drone.base_id, current: Some(&drone.base_id) })?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -262,7 +264,8 @@ async fn fail(
     Path(drone_id): Path<DroneId>,
 ) -> Result<Json<FleetDrone>, ApiError> {
     caller.may(&Action::Operate)?;
-    let drone = remove(&app, drone_id, DroneStatus::Failed, "an operator declared the drone failed").await?;
+    let reason = "an operator declared the drone failed";
+    let drone = remove(&app, drone_id, DroneStatus::Failed, reason, Guard::Always).await?;
     if drone.status == DroneStatus::Retired {
         return Err(ApiError::conflict("the drone is retired"));
     }

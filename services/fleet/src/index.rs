@@ -188,6 +188,10 @@ impl Contents {
     fn apply(&mut self, drone: &Drone) -> bool {
         self.most_payload_kg = self.most_payload_kg.max(drone.airframe.payload_kg);
         self.reach_m = self.reach_m.max(drone.airframe.range_m * (1.0 - RESERVE_BATTERY));
+        if drone.status == DroneStatus::Retired {
+            self.drop_retired(drone);
+            return false;
+        }
         let known = self.drones.entry(drone.id).or_insert_with(|| Believed {
             base_id: drone.base_id.clone(),
             base_position: drone.base_position,
@@ -219,6 +223,16 @@ impl Contents {
         let was_free = known.indexed.is_some();
         self.reindex(drone.id);
         drone.status == DroneStatus::Idle && !was_free
+    }
+
+    /// Forgets a drone that is retired, or a fleet that changes its drones would fill the memory. An older row of it that
+    /// is read late brings it back as a guess, until the store refuses it or its retirement is read again.
+    fn drop_retired(&mut self, drone: &Drone) {
+        if self.drones.get(&drone.id).is_none_or(|known| drone.changed < known.changed) {
+            return;
+        }
+        self.take(drone.id);
+        self.drones.remove(&drone.id);
     }
 
     /// Brings the tree in line with what is believed of a drone.
@@ -373,6 +387,29 @@ mod tests {
         drone.changed -= 1;
         index.apply(&[drone]);
         assert_eq!(index.available(), 1, "an older row changes nothing");
+    }
+
+    #[test]
+    fn a_retired_drone_is_forgotten_until_it_is_registered_again() {
+        let mut drone = make::drone(1);
+        let index = index_of(std::slice::from_ref(&drone));
+        let gone = |index: &Index| !unknown(index, [make::drone_id(1)].into_iter()).is_empty();
+        let proposed = index.propose([&make::trip()].into_iter());
+        drone.status = DroneStatus::Retired;
+        drone.changed -= 1;
+        index.apply(std::slice::from_ref(&drone));
+        assert!(!gone(&index), "an older row changes nothing");
+        drone.changed += 2;
+        index.apply(std::slice::from_ref(&drone));
+        drop(proposed);
+        assert!(gone(&index));
+        assert_eq!((index.available(), index.lock().drones.len()), (0, 0));
+        index.apply(std::slice::from_ref(&drone));
+        assert_eq!(index.lock().drones.len(), 0, "nor does one that was never known come in");
+        drone.status = DroneStatus::Idle;
+        drone.changed += 1;
+        index.apply(&[drone]);
+        assert_eq!(index.available(), 1);
     }
 
     #[test]

@@ -113,10 +113,9 @@ pub(crate) async fn check(fleet: &Fleet, hearing: &mut Hearing) -> Result<usize,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::make;
 
     fn at(seconds: i64) -> Timestamp {
-        make::now() + chrono::Duration::seconds(seconds)
+        Timestamp::UNIX_EPOCH + chrono::Duration::days(20_000) + chrono::Duration::seconds(seconds)
     }
 
     /// Checks every two seconds from `from` to `to`; `heard` says whether somebody was heard by then.

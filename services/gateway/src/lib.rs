@@ -4,7 +4,8 @@
 //! - nothing is stored here: every answer is made from what the owning services say now;
 //! - nobody reads or changes what is not theirs: checked here, and again by the owner, with the caller's own token;
 //! - a delivery that is somebody else's is answered byte for byte like one that does not exist;
-//! - 404 is said only when everybody who might know has answered; silence is 503.
+//! - 404 is said only when everybody who might know has answered; silence is 503;
+//! - no stream outlives the token that opened it, and no caller takes the streams of the others.
 
 mod aggregate;
 mod domain;
@@ -16,17 +17,12 @@ use chassis::{Node, supervise::Tasks};
 pub use http::openapi;
 
 /// What the gateway is configured by.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Config {
-    /// Whether `POST /api/dev/token` gives a token to whoever asks: for development and the demo only.
-    #[arg(long, env = "DEV_ISSUER", default_value_t = true, action = clap::ArgAction::Set)]
+    /// Whether `POST /api/dev/token` gives a token to whoever asks: for development and the demo only, and off
+    /// unless it is asked for.
+    #[arg(long, env = "DEV_ISSUER", default_value_t = false, action = clap::ArgAction::Set)]
     pub dev_issuer: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { dev_issuer: true }
-    }
 }
 
 /// Serves the public API until the node's shutdown.
@@ -35,4 +31,25 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let mut tasks = Tasks::new();
     tasks.spawn(chassis::serve(node.listener, router, node.shutdown.clone()));
     chassis::supervise("gateway", tasks, node.shutdown).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::*;
+
+    fn configured(arguments: &[&str]) -> Config {
+        // Whatever the environment of the test says.
+        let command = Config::augment_args(Command::new("gateway"))
+            .mut_arg("dev_issuer", |arg| arg.env(clap::builder::Resettable::Reset));
+        let matches = command.no_binary_name(true).try_get_matches_from(arguments).unwrap();
+        Config::from_arg_matches(&matches).unwrap()
+    }
+
+    #[test]
+    fn tokens_for_everybody_are_off_unless_asked_for() {
+        assert!(!configured(&[]).dev_issuer && !Config::default().dev_issuer);
+        assert!(configured(&["--dev-issuer", "true"]).dev_issuer);
+    }
 }

@@ -51,7 +51,9 @@ impl Source {
         let request =
             self.peer.request_as(&self.token, Method::GET, &self.path).header(header::ACCEPT, "text/event-stream");
         let opened = tokio::time::timeout(CALL_DEADLINE, self.peer.send(request)).await;
-        opened.unwrap_or_else(|elapsed| Err(PeerError::Unavailable { peer: self.peer.name(), cause: elapsed.into() }))
+        opened.unwrap_or_else(|elapsed| {
+            Err(PeerError::Unavailable { peer: self.peer.name(), cause: elapsed.into(), problem: None })
+        })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which event becomes which row of the lake, on which date, and what makes two rows the same.
 
+use std::time::Duration;
+
 use chrono::NaiveDate;
 use contracts::{
     DeliveryId, Timestamp,
@@ -9,10 +11,6 @@ use contracts::{
     },
 };
 use uuid::Uuid;
-
-/// Days that may lie between a delivery's request, which its id tells, and its end: a deadline is at most a day after
-/// the request, a flight expires minutes after the deadline, and midnight falls in between.
-pub(crate) const MAX_DAYS_TO_FINISH: u64 = 2;
 
 /// Why an event can never become a row.
 #[derive(Debug, thiserror::Error)]
@@ -126,14 +124,25 @@ pub(crate) fn date_of(time: Timestamp) -> NaiveDate {
     time.date_naive()
 }
 
-/// The dates on which a delivery can have ended: its id tells when it was requested. `None` for an id without a time.
-pub(crate) fn possible_dates(id: DeliveryId) -> Option<(NaiveDate, NaiveDate)> {
+/// The first date on which a delivery can have ended: its id tells when it was requested. There is no last one: an end
+/// that nobody could commit for a week, because a store or the broker was away, is still found. `None` for an id without
+/// a time.
+pub(crate) fn first_possible_date(id: DeliveryId) -> Option<NaiveDate> {
     let (seconds, nanoseconds) = id.0.get_timestamp()?.to_unix();
     let requested = Timestamp::from_timestamp(i64::try_from(seconds).ok()?, nanoseconds)?;
     // The id was drawn by another machine's clock, which may be a little ahead of the one that ended it.
-    let first = date_of(requested - chrono::Duration::minutes(contracts::api::MAX_CLOCK_OFF_MINUTES));
-    let last = date_of(requested).checked_add_days(chrono::Days::new(MAX_DAYS_TO_FINISH))?;
-    Some((first, last))
+    Some(date_of(requested - chrono::Duration::minutes(contracts::api::MAX_CLOCK_OFF_MINUTES)))
+}
+
+/// Whether something that was done `then` and is good for `bound` must be done anew. After a clock was set back nobody
+/// knows how old it is: it counts as too old.
+pub(crate) fn is_outdated(then: Timestamp, bound: Duration, now: Timestamp) -> bool {
+    (now - then).to_std().map_or(true, |age| age >= bound)
+}
+
+/// A time in the future that is at most `wait` away, even after a clock was set back.
+pub(crate) fn at_most_after(at: Timestamp, wait: Duration, now: Timestamp) -> Timestamp {
+    at.min(now + wait)
 }
 
 #[cfg(test)]
@@ -184,9 +193,21 @@ mod tests {
     }
 
     #[test]
-    fn an_id_tells_the_dates_on_which_its_delivery_can_have_ended() {
+    fn an_id_tells_the_first_date_on_which_its_delivery_can_have_ended() {
         let record = finished(1, "alice", at(3, 12));
-        let (first, last) = possible_dates(record.delivery_id).unwrap();
-        assert!(first <= date_of(record.requested_at) && date_of(at(3, 12)) <= last);
+        assert_eq!(first_possible_date(record.delivery_id), Some(date_of(record.requested_at)));
+        let after_midnight = crate::fixtures::id(1, at(3, 0));
+        assert_eq!(first_possible_date(after_midnight), Some(date_of(at(2, 0))), "another's clock was ahead");
+        assert_eq!(first_possible_date(DeliveryId(Uuid::from_u128(7))), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_things_old_and_waits_short() {
+        let minute = Duration::from_secs(60);
+        assert!(!is_outdated(at(1, 0), minute, at(1, 0)));
+        assert!(is_outdated(at(1, 0), minute, at(1, 0) + minute));
+        assert!(is_outdated(at(1, 0), minute, at(1, 0) - minute));
+        assert_eq!(at_most_after(at(1, 0), minute, at(1, 0) - minute / 2), at(1, 0));
+        assert_eq!(at_most_after(at(1, 5), minute, at(1, 0)), at(1, 0) + minute);
     }
 }

@@ -7,7 +7,7 @@ use messaging::{Delivered, EventLog, LogError, Offset, Subscription, dead_letter
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::RowFault,
+    domain::{RowFault, at_most_after},
     lake::{LakeError, Place, Row, Taken, Writer},
 };
 
@@ -74,7 +74,10 @@ impl<R: Row> Subscriber<R> {
         let mut flush_at: Option<Timestamp> = None;
         loop {
             self.follow_assignment(subscription.as_mut()).await?;
-            let idle_at = self.clock.now() + IDLE;
+            let now = self.clock.now();
+            // What was read waits for one interval at most, also where the clock was set back.
+            flush_at = flush_at.map(|at| at_most_after(at, self.limits.interval, now));
+            let idle_at = now + IDLE;
             let records = tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => {
@@ -151,7 +154,7 @@ impl<R: Row> Subscriber<R> {
         tracing::error!(topic = %record.topic, partition = record.partition, offset = record.offset, cause,
             "an event at fault goes to the dead letters");
         let letter = dead_letter(DEAD_LETTER_GROUP, record, cause, self.clock.as_ref());
-        self.log.publish(&[letter]).await
+        self.log.publish(vec![letter]).await
     }
 
     async fn flush(&mut self, subscription: &mut dyn Subscription) -> Result<(), RoundError> {

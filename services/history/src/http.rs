@@ -147,7 +147,7 @@ mod tests {
         let records: Vec<_> = (0..30).map(|n| finished(n, if n < 25 { "alice" } else { "bob" }, at(1, 1))).collect();
         let mut events: Vec<_> = records.iter().map(|record| delivery_event(record).encode()).collect();
         events.extend((0..5).map(|sequence| position_event(1, 1, sequence, at(1, 1)).encode()));
-        world.log.publish(&events).await.unwrap();
+        world.log.publish(events).await.unwrap();
 
         let service = world.token("gateway", Role::Service);
         let (alice, bob) = (world.token("alice", Role::Customer), world.token("bob", Role::Customer));

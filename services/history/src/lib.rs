@@ -25,7 +25,7 @@ use messaging::outbox::chain;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{DeliveryRow, PositionRow},
+    domain::{DeliveryRow, PositionRow, at_most_after},
     events::{FlushLimits, Subscriber},
     http::AppState,
     lake::{CompactionLimits, KeyCache, Lake, LakeError, Reader, Table, Writer, compact, vacuum},
@@ -139,10 +139,9 @@ async fn maintain(
             () = clock.sleep(interval) => {}
             () = shutdown.cancelled() => return,
         }
-        let vacuum_now = clock.now() >= vacuum_at;
-        if vacuum_now {
-            vacuum_at = clock.now() + VACUUM_INTERVAL;
-        }
+        let now = clock.now();
+        let vacuum_now = now >= vacuum_at;
+        vacuum_at = if vacuum_now { now + VACUUM_INTERVAL } else { at_most_after(vacuum_at, VACUUM_INTERVAL, now) };
         tokio::select! {
             result = maintain_once(&table, &keys, vacuum_now) => {
                 if let Err(error) = result {

@@ -51,7 +51,7 @@ impl Running {
             data: record.clone(),
         };
         let events: Vec<_> = records.iter().map(|record| event(record).encode()).collect();
-        self.world.log.publish(&events).await.unwrap();
+        self.world.log.publish(events).await.unwrap();
         let ids = Ids { ids: records.iter().map(|record| record.delivery_id).collect() };
         until("the deliveries in the store", || async {
             let answer = self.ask(("delivery", Role::Service), "/queries/contains", &ids).await;

@@ -144,8 +144,8 @@ async fn a_package_lives_with_its_delivery_and_the_log_hears_of_it() {
     let running = Running::start().await;
     let (command, late) = (running.command(), running.command());
     assert_eq!(running.register(vec![command.clone()]).await, [PackageOutcome::Done]);
-    let ends = [running.completed(&command).encode(), running.completed(&late).encode()];
-    running.world.log.publish(&ends).await.unwrap();
+    let ends = vec![running.completed(&command).encode(), running.completed(&late).encode()];
+    running.world.log.publish(ends).await.unwrap();
     until("the delivered package", || async {
         let answer = running.get(command.delivery_id, "alice", Role::Customer).await;
         let record: PackageRecord = answer.json().await.ok()?;

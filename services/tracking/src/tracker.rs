@@ -10,6 +10,7 @@ use std::{
     future::Future,
     num::NonZeroUsize,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use auth::{Action, Identity, allow};
@@ -42,12 +43,19 @@ const REMEMBERED_FLIGHTS: NonZeroUsize = NonZeroUsize::new(50_000).unwrap();
 /// that misbehaves gets this far.
 const MAX_ROUNDS: usize = 16;
 
-/// Requests that wait for one batch to be written. One batch at a time: SQLite has one writer, and what waits meanwhile
-/// makes the next batch larger.
-const WRITES: Limits = Limits { max_batch: 256, queue: 1_024, concurrency: 1 };
+/// Commands and events that wait for one batch to be written. One batch at a time: SQLite has one writer, and what waits
+/// meanwhile makes the next batch larger.
+const COMMANDS: Limits = Limits { max_batch: 256, queue: 1_024, concurrency: 1, pace: Duration::ZERO };
+
+/// Reports in one place of their queue: a drone alone fills none, and a base's request takes ten.
+const REPORTS_PER_PLACE: usize = 1_024;
+
+/// Reports wait in a queue of their own, or a saga's command would wait for whatever telemetry came before it. Both
+/// bounds count places: 65,536 reports in a batch, a second of the largest fleet, and twice as many in the queue.
+const REPORTS: Limits = Limits { max_batch: 64, queue: 128, concurrency: 1, pace: Duration::ZERO };
 
 /// Single look-ups that become one statement; two at a time leave a reader to the missions.
-const READS: Limits = Limits { max_batch: 256, queue: 1_024, concurrency: 2 };
+const READS: Limits = Limits { max_batch: 256, queue: 1_024, concurrency: 2, pace: Duration::ZERO };
 
 /// Something to be done to one flight.
 #[derive(Debug)]
@@ -75,7 +83,8 @@ type Outcomes = Vec<Outcome>;
 /// A handle on the flights; cheap to clone. The workers end once all handles are gone.
 #[derive(Clone)]
 pub(crate) struct Tracker {
-    writes: Batcher<Steps, Outcomes>,
+    commands: Batcher<Steps, Outcomes>,
+    reports: Batcher<Steps, Outcomes>,
     reads: Batcher<DeliveryId, Result<Option<Flight>, Unavailable>>,
 }
 
@@ -97,7 +106,13 @@ impl Tracker {
     pub(crate) fn new(parts: Parts) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let store = parts.store.clone();
         let desk = Arc::new(Desk { parts, remembered: Mutex::new(LruCache::new(REMEMBERED_FLIGHTS)) });
-        let (writes, writing) = Batcher::new(WRITES, move |asks| {
+        // Two writers on one store, as two instances are: whichever saves a flight first, the other judges it anew.
+        let at = desk.clone();
+        let (commands, commanding) = Batcher::new(COMMANDS, move |asks| {
+            let desk = at.clone();
+            async move { desk.work(asks).await }
+        });
+        let (reports, reporting) = Batcher::new(REPORTS, move |asks| {
             let desk = desk.clone();
             async move { desk.work(asks).await }
         });
@@ -106,14 +121,15 @@ impl Tracker {
             async move { look_up(&*store, ids).await }
         });
         let worker = async move {
-            futures::join!(writing, reading);
+            futures::join!(commanding, reporting, reading);
         };
-        (Self { writes, reads }, worker)
+        (Self { commands, reports, reads }, worker)
     }
 
     /// Opens flights: one outcome for each command, in order.
     pub(crate) async fn open(&self, commands: Vec<OpenFlight>) -> Vec<OpenOutcome> {
-        let outcomes = self.call(commands.into_iter().map(|command| Step::Open(Box::new(command))).collect()).await;
+        let outcomes =
+            call(&self.commands, commands.into_iter().map(|command| Step::Open(Box::new(command))).collect()).await;
         abort_point("tracking.opened");
         let opened = |outcome| if let Outcome::Open(outcome) = outcome { outcome } else { OpenOutcome::Unavailable };
         outcomes.into_iter().map(opened).collect()
@@ -121,7 +137,7 @@ impl Tracker {
 
     /// Closes flights: one outcome for each command, in order.
     pub(crate) async fn close(&self, commands: Vec<CloseFlight>) -> Vec<CloseOutcome> {
-        let outcomes = self.call(commands.into_iter().map(Step::Close).collect()).await;
+        let outcomes = call(&self.commands, commands.into_iter().map(Step::Close).collect()).await;
         abort_point("tracking.closed");
         let closed = |outcome| if let Outcome::Close(outcome) = outcome { *outcome } else { CloseOutcome::Unavailable };
         outcomes.into_iter().map(closed).collect()
@@ -130,8 +146,14 @@ impl Tracker {
     /// Takes a caller's reports: one outcome for each, in order.
     pub(crate) async fn report(&self, caller: Identity, reports: Vec<FlightReport>) -> Vec<ReportOutcome> {
         let caller = Arc::new(caller);
-        let steps = reports.into_iter().map(|report| Step::Report(caller.clone(), report)).collect();
-        let outcomes = self.call(steps).await;
+        let mut steps = reports.into_iter().map(|report| Step::Report(caller.clone(), report)).peekable();
+        let mut calls = Vec::new();
+        while steps.peek().is_some() {
+            let some = steps.by_ref().take(REPORTS_PER_PLACE).collect();
+            calls.push(call(&self.reports, some));
+        }
+        // Asked in one go and in order: they become one batch where there is room.
+        let outcomes = futures::future::join_all(calls).await.concat();
         abort_point("tracking.reported");
         let reported =
             |outcome| if let Outcome::Report(outcome) = outcome { outcome } else { ReportOutcome::Unavailable };
@@ -143,7 +165,8 @@ impl Tracker {
         if records.is_empty() {
             return Vec::new();
         }
-        let outcomes = self.call(records.into_iter().map(|record| Step::Settle(Box::new(record))).collect()).await;
+        let outcomes =
+            call(&self.commands, records.into_iter().map(|record| Step::Settle(Box::new(record))).collect()).await;
         abort_point("tracking.event_applied");
         outcomes.into_iter().map(|outcome| matches!(outcome, Outcome::Settled)).collect()
     }
@@ -152,14 +175,14 @@ impl Tracker {
     pub(crate) async fn flight(&self, id: DeliveryId) -> Result<Option<Flight>, Unavailable> {
         self.reads.call(id).await.map_err(|closed| Unavailable(Arc::new(closed)))?
     }
+}
 
-    async fn call(&self, steps: Steps) -> Outcomes {
-        let count = steps.len();
-        if count == 0 {
-            return Vec::new();
-        }
-        self.writes.call(steps).await.unwrap_or_else(|_| vec![Outcome::Unavailable; count])
+async fn call(queue: &Batcher<Steps, Outcomes>, steps: Steps) -> Outcomes {
+    let count = steps.len();
+    if count == 0 {
+        return Vec::new();
     }
+    queue.call(steps).await.unwrap_or_else(|_| vec![Outcome::Unavailable; count])
 }
 
 async fn look_up(store: &dyn Store, ids: Vec<DeliveryId>) -> Vec<Result<Option<Flight>, Unavailable>> {
@@ -377,3 +400,6 @@ fn forget_outcomes(places: &[Place], outcomes: &mut [Outcomes]) {
         outcomes[at.ask][at.step] = Outcome::Unavailable;
     }
 }
+
+#[cfg(test)]
+mod tests;

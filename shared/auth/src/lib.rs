@@ -8,7 +8,7 @@ mod verifier;
 
 pub use issuer::{DevIssuer, SigningKey};
 pub use policy::{Action, Denied, allow};
-pub use verifier::{TokenError, Verifier};
+pub use verifier::{TokenError, Verified, Verifier};
 
 use contracts::{BaseId, CustomerId, DroneId, api::Role};
 use serde::{Deserialize, Serialize};

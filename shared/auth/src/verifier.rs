@@ -34,12 +34,21 @@ pub enum TokenError {
     BadKey,
 }
 
+/// What a good token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Who is calling.
+    pub identity: Identity,
+    /// From then on the token is refused, and what was begun with it should end: its `exp`, and the leeway for clocks.
+    pub ends_at: Timestamp,
+}
+
 /// Verifies the tokens of one issuer.
 pub struct Verifier {
     key: DecodingKey,
     validation: Validation,
-    /// Token -> caller and end. A signature costs 50 us to verify, a look-up nearly nothing.
-    verified: Mutex<LruCache<String, (Identity, i64)>>,
+    /// By token. A signature costs 50 us to verify, a look-up nearly nothing.
+    verified: Mutex<LruCache<String, Verified>>,
 }
 
 impl Verifier {
@@ -57,28 +66,34 @@ impl Verifier {
         }
     }
 
-    /// The caller that a token stands for, at `now`.
-    pub fn verify(&self, token: &str, now: Timestamp) -> Result<Identity, TokenError> {
-        if let Some((identity, exp)) = self.remembered(token) {
-            return check_expiry(exp, now).map(|()| identity);
+    /// The caller that a token stands for, at `now`, and until when it does.
+    pub fn verify(&self, token: &str, now: Timestamp) -> Result<Verified, TokenError> {
+        if let Some(known) = self.remembered(token) {
+            return still_good(known, now);
         }
         let claims =
             jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation).map_err(|_| TokenError::Invalid)?.claims;
-        check_expiry(claims.exp, now)?;
         let identity = Identity::new(&claims.sub, claims.role).ok_or(TokenError::Invalid)?;
+        let good = still_good(Verified { identity, ends_at: end_of(claims.exp) }, now)?;
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        verified.put(token.to_owned(), (identity.clone(), claims.exp));
-        Ok(identity)
+        verified.put(token.to_owned(), good.clone());
+        Ok(good)
     }
 
-    fn remembered(&self, token: &str) -> Option<(Identity, i64)> {
+    fn remembered(&self, token: &str) -> Option<Verified> {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         verified.get(token).cloned()
     }
 }
 
-fn check_expiry(exp: i64, now: Timestamp) -> Result<(), TokenError> {
-    if now.timestamp() > exp + LEEWAY_S { Err(TokenError::Expired) } else { Ok(()) }
+fn still_good(verified: Verified, now: Timestamp) -> Result<Verified, TokenError> {
+    if now < verified.ends_at { Ok(verified) } else { Err(TokenError::Expired) }
+}
+
+/// When a token with that `exp` is refused for the first time. One that no calendar has never ends, or ended long ago.
+fn end_of(exp: i64) -> Timestamp {
+    let end_s = exp.saturating_add(LEEWAY_S).max(0);
+    Timestamp::from_timestamp(end_s, 0).unwrap_or(Timestamp::MAX_UTC)
 }
 
 #[cfg(test)]
@@ -100,10 +115,17 @@ mod tests {
         assert_eq!(ends, at(60));
         let verifier = issuer.verifier();
         for _ in 0..2 {
-            let identity = verifier.verify(&token, at(1)).unwrap();
-            assert_eq!(identity, Identity::Customer("alice".parse().unwrap()));
+            let verified = verifier.verify(&token, at(1)).unwrap();
+            assert_eq!(verified.identity, Identity::Customer("alice".parse().unwrap()));
+            assert_eq!(verified.ends_at, at(60 + LEEWAY_S));
         }
-        assert_eq!(verifier.verify(&token, at(200)), Err(TokenError::Expired));
+        assert!(verifier.verify(&token, at(59 + LEEWAY_S)).is_ok());
+        assert_eq!(verifier.verify(&token, at(60 + LEEWAY_S)), Err(TokenError::Expired));
+    }
+
+    #[test]
+    fn an_end_beyond_all_calendars_is_never_or_long_ago() {
+        assert_eq!((end_of(i64::MAX), end_of(i64::MIN)), (Timestamp::MAX_UTC, at(0)));
     }
 
     #[test]

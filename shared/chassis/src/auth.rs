@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use ::auth::{Action, Identity, TokenError, Verifier, allow};
+use ::auth::{Action, Identity, TokenError, Verified, Verifier, allow};
 use axum::{
     extract::{FromRef, FromRequestParts},
     http::{HeaderMap, header, request::Parts},
 };
-use contracts::Clock;
+use contracts::{Clock, Timestamp};
 
 use crate::ApiError;
 
@@ -36,8 +36,8 @@ impl Authenticator {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(TokenError::Invalid);
         }
-        let identity = self.verifier.verify(token.trim(), self.clock.now())?;
-        Ok(Caller { identity, token: token.trim().to_owned() })
+        let Verified { identity, ends_at } = self.verifier.verify(token.trim(), self.clock.now())?;
+        Ok(Caller { identity, token: token.trim().to_owned(), ends_at })
     }
 }
 
@@ -48,6 +48,8 @@ pub struct Caller {
     pub identity: Identity,
     /// The token, to pass on.
     pub token: String,
+    /// From then on the token is refused: an answer that goes on for long ends then.
+    pub ends_at: Timestamp,
 }
 
 impl Caller {

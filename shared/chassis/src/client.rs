@@ -24,6 +24,10 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 /// Idle connections kept per peer: the most calls that are under way at once in a busy system.
 const IDLE_CONNECTIONS: usize = 64;
 
+/// How long an idle connection is kept: well below what the servers here wait for the next request, so that none is sent
+/// into a connection that is just being closed.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// How long a service's own token lives.
 const SERVICE_TOKEN: chrono::Duration = chrono::Duration::hours(1);
 
@@ -38,6 +42,8 @@ pub enum PeerError {
         /// Why.
         #[source]
         cause: Box<dyn std::error::Error + Send + Sync>,
+        /// What it said of it, where it said anything.
+        problem: Option<Box<Problem>>,
     },
     /// It answered that the request is at fault.
     #[error("{peer} refused: {}", .problem.title)]
@@ -60,12 +66,19 @@ impl PeerError {
 }
 
 impl From<PeerError> for ApiError {
-    /// For a gateway: a refusal is passed on as it is, silence is 503.
+    /// For a gateway: a refusal is passed on as it is, silence is 503. A peer's own 503 keeps its words, since they are
+    /// meant for the caller; what it says of a fault of its own is not.
     fn from(error: PeerError) -> Self {
-        match error {
-            PeerError::Refused { problem, .. } => Self(*problem),
-            PeerError::Unavailable { .. } => Self::unavailable(&error),
-        }
+        let words = match error {
+            PeerError::Refused { problem, .. } => return Self(*problem),
+            PeerError::Unavailable { ref problem, .. } => {
+                let undecided = problem.as_ref().filter(|problem| problem.status == StatusCode::SERVICE_UNAVAILABLE);
+                undecided.and_then(|problem| problem.detail.clone())
+            }
+        };
+        let mut answer = Self::unavailable(&error);
+        answer.0.detail = words.or(answer.0.detail);
+        answer
     }
 }
 
@@ -104,6 +117,7 @@ pub fn http_client() -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
         .connect_timeout(CONNECT_DEADLINE)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_idle_timeout(IDLE)
         .tcp_nodelay(true)
         .no_proxy()
         .build()
@@ -148,7 +162,11 @@ impl Peer {
         let busy = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
         match problem {
             Some(problem) if !busy => Err(PeerError::Refused { peer: self.name, problem: Box::new(problem) }),
-            _ => Err(self.unavailable(format!("status {status}"))),
+            problem => Err(PeerError::Unavailable {
+                peer: self.name,
+                cause: format!("status {status}").into(),
+                problem: problem.map(Box::new),
+            }),
         }
     }
 
@@ -178,6 +196,30 @@ impl Peer {
     }
 
     fn unavailable(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PeerError {
-        PeerError::Unavailable { peer: self.name, cause: cause.into() }
+        PeerError::Unavailable { peer: self.name, cause: cause.into(), problem: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unavailable(problem: Option<ApiError>) -> PeerError {
+        let problem = problem.map(|error| Box::new(error.0));
+        PeerError::Unavailable { peer: "delivery", cause: "status".into(), problem }
+    }
+
+    #[test]
+    fn a_peers_503_keeps_its_words_and_its_own_faults_stay_its_own() {
+        let said = |error: PeerError| {
+            let answer = ApiError::from(error);
+            (answer.0.status, answer.0.detail.unwrap_or_default())
+        };
+        let undecided = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "still being decided");
+        assert_eq!(said(unavailable(Some(undecided))), (503, "still being decided".to_owned()));
+        let silence = (503, "not available now; try again".to_owned());
+        assert_eq!(said(unavailable(None)), silence);
+        let broken = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "a table is missing");
+        assert_eq!(said(unavailable(Some(broken))), silence);
     }
 }

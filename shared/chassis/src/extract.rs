@@ -1,14 +1,17 @@
 //! Extractors whose refusals are problem+json and name the field at fault.
 
+use std::time::Duration;
+
 use axum::{
-    body::Bytes,
-    extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request, rejection::BytesRejection},
+    extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request},
     http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::ApiError;
+use crate::{ApiError, serve::BODY_LIMIT_BYTES};
 
 /// A JSON body; as an answer, JSON with status 200.
 #[derive(Debug, Clone)]
@@ -25,22 +28,47 @@ pub struct Path<T>(pub T);
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             let detail = "the body must be of type application/json";
             return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| body_error(&error))?;
-        parse_json(&bytes).map(Json)
+        parse_json(&body_of(request).await?).map(Json)
     }
 }
 
-/// A body that could not be received: too large, or cut off.
-pub fn body_error(error: &BytesRejection) -> ApiError {
-    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+/// How much of a body that is too large is still read, and thrown away: who is answered while they send may lose the
+/// answer with the connection. A body larger than this is not sent by mistake.
+const MAX_DISCARDED_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long a body may take to arrive: 4 MiB at the pace of a poor mobile network.
+const BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A request's whole body, at most [`BODY_LIMIT_BYTES`]. One that is larger is received all the same before it is
+/// refused, so that its sender hears why.
+pub async fn body_of(request: Request) -> Result<Bytes, ApiError> {
+    let mut chunks = request.into_body().into_data_stream();
+    let mut body = BytesMut::new();
+    let mut received_bytes = 0_usize;
+    let receiving = async {
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|_| ApiError::malformed("the body could not be read"))?;
+            received_bytes += chunk.len();
+            if received_bytes > MAX_DISCARDED_BYTES {
+                break;
+            }
+            if received_bytes <= BODY_LIMIT_BYTES {
+                body.extend_from_slice(&chunk);
+            }
+        }
+        Ok::<(), ApiError>(())
+    };
+    let too_slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+    tokio::time::timeout(BODY_DEADLINE, receiving).await.map_err(too_slow)??;
+    if received_bytes > BODY_LIMIT_BYTES {
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
     }
-    ApiError::malformed("the body could not be read")
+    Ok(body.freeze())
 }
 
 /// Reads JSON; the error names the field where it does not fit.
@@ -131,7 +159,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> OptionalFromRequestParts<S> for
 
 #[cfg(test)]
 mod tests {
-    use contracts::api::CreateDelivery;
+    use contracts::{
+        api::CreateDelivery,
+        commands::{Commands, DroneReport, FlightReport},
+    };
 
     use super::*;
 
@@ -150,6 +181,14 @@ mod tests {
         assert_eq!(error.0.errors[0].field, "pickup");
         let error = parse_json::<CreateDelivery>(br#"{"pickup":{"latitude":1}}"#).unwrap_err();
         assert_eq!(error.0.errors[0].field, "pickup.longitude");
+    }
+
+    #[test]
+    fn a_fault_in_a_reports_fix_names_its_field() {
+        let body = br#"{"commands":[{"drone_id":"0198c5a0-0000-7000-8000-00000000000d","battery":"full"}]}"#;
+        let field = |error: ApiError| error.0.errors[0].field.clone();
+        assert_eq!(field(parse_json::<Commands<DroneReport>>(body).unwrap_err()), "commands[0].battery");
+        assert_eq!(field(parse_json::<Commands<FlightReport>>(body).unwrap_err()), "commands[0].battery");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - a service gets listener, log, clock, peers and shutdown from its Node and nowhere else;
-//! - an error that leaves a service is problem+json, whatever went wrong.
+//! - an error that leaves a service is problem+json, whatever went wrong;
+//! - what a caller may take is bounded: connections, the time for a request's head and body, the body's size.
 
 pub mod api_error;
 pub mod auth;

@@ -18,8 +18,9 @@ pub trait Clock: Send + Sync + 'static {
 
     /// Returns once `duration` has passed.
     async fn sleep(&self, duration: Duration) {
-        let deadline = self.now() + chrono::Duration::from_std(duration).unwrap_or(chrono::Duration::MAX);
-        self.sleep_until(deadline).await;
+        let duration = chrono::Duration::from_std(duration).unwrap_or(chrono::Duration::MAX);
+        // Past the end of time is never.
+        self.sleep_until(self.now().checked_add_signed(duration).unwrap_or(Timestamp::MAX_UTC)).await;
     }
 
     /// A fresh UUIDv7: later ids sort after earlier ones.

@@ -3,6 +3,8 @@
 //! Every command of the saga carries the lease's fence; a participant refuses a lower fence than it has seen for that
 //! delivery, a step whose deadline is past, and the do of a step whose undo it has seen.
 
+mod reports;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -10,9 +12,11 @@ use utoipa::ToSchema;
 use crate::{
     BaseId, Coordinate, CustomerId, DeliveryId, DroneId, Region, Stage,
     api::{Confirmation, PackageSpec},
-    events::{DeliveryRecord, FlightProgress, PositionFix, lenient::EventCoordinate},
+    events::{DeliveryRecord, FlightProgress, lenient::EventCoordinate},
     flight::Airframe,
 };
+
+pub use reports::*;
 
 /// The most commands in one request: about a megabyte of JSON, and a batch that a store writes in milliseconds.
 pub const MAX_COMMANDS: usize = 512;
@@ -192,25 +196,6 @@ pub enum ReleaseOutcome {
     Unavailable,
 }
 
-/// One drone's state as it reports it: `POST /commands/reports` of fleet.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DroneReport {
-    /// The drone.
-    pub drone_id: DroneId,
-    /// The mission that it flies, if any.
-    #[serde(default)]
-    pub delivery_id: Option<DeliveryId>,
-    /// That mission's attempt.
-    #[serde(default)]
-    pub attempt: Option<u32>,
-    /// Where, how full, when, and the report's number.
-    #[serde(flatten)]
-    pub fix: PositionFix,
-    /// The drone says that it is broken.
-    #[serde(default)]
-    pub failed: bool,
-}
-
 // ---- tracking ----
 
 /// `POST /commands/open-flight` of tracking.
@@ -293,54 +278,6 @@ pub enum CloseOutcome {
     },
     /// Not now; ask again with the same command.
     Unavailable,
-}
-
-/// A drone's report about its flight: `POST /commands/reports` of tracking.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FlightReport {
-    /// The delivery.
-    pub delivery_id: DeliveryId,
-    /// Its attempt: another one's reports are stale.
-    pub attempt: u32,
-    /// Who reports.
-    pub drone_id: DroneId,
-    /// The drone's current stage.
-    #[serde(default)]
-    pub stage: Option<Stage>,
-    /// Where, how full, when, and the report's number.
-    #[serde(flatten)]
-    pub fix: PositionFix,
-}
-
-/// What became of one report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "outcome")]
-pub enum ReportOutcome {
-    /// Stored.
-    Accepted,
-    /// Older than what is known, repeated, or of another attempt: changed nothing.
-    Stale,
-    /// Wrong, and changed nothing.
-    Rejected {
-        /// Why.
-        reason: ReportFault,
-    },
-    /// Not stored; send it again.
-    Unavailable,
-}
-
-/// What can be wrong with a report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ReportFault {
-    /// Nobody registered that drone.
-    UnknownDrone,
-    /// The drone does not fly that delivery.
-    NotYourFlight,
-    /// The caller does not run that drone.
-    NotYourDrone,
-    /// `at` is more than 10 minutes off.
-    ClockOff,
 }
 
 /// An open flight of a base's drone: what a drone is to do.

@@ -1,9 +1,11 @@
 //! Turns concurrent single requests into batches: what waits while one batch is under way becomes the next one.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::Pace;
 
 /// How a batcher behaves. All bounds are the caller's to name.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +16,9 @@ pub struct Limits {
     pub queue: usize,
     /// The most batches under way at once.
     pub concurrency: usize,
+    /// The least time between the starts of two batches. An item that comes after a quiet spell starts one at once; in
+    /// a busy one, what a batch costs is shared by all that come within this time.
+    pub pace: Duration,
 }
 
 /// The batcher's worker has ended: the service is shutting down.
@@ -64,12 +69,18 @@ where
 {
     let mut under_way = FuturesUnordered::new();
     let mut jobs = Vec::new();
+    let mut pace = Pace::new(limits.pace);
+    let mut may_start = true;
     loop {
         tokio::select! {
-            received = queue.recv_many(&mut jobs, limits.max_batch), if under_way.len() < limits.concurrency => {
+            () = pace.next(), if !may_start => may_start = true,
+            received = queue.recv_many(&mut jobs, limits.max_batch),
+                if may_start && under_way.len() < limits.concurrency =>
+            {
                 if received == 0 {
                     break;
                 }
+                may_start = false;
                 let (items, answers): (Vec<I>, Vec<_>) = jobs.drain(..).map(|job| (job.item, job.answer)).unzip();
                 let done = run(items);
                 under_way.push(async move { reply(answers, done.await) });
@@ -97,7 +108,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_becomes_one_batch_and_each_gets_its_own_answer() {
         let (sizes_in, mut sizes) = mpsc::channel(100);
-        let limits = Limits { max_batch: 64, queue: 128, concurrency: 1 };
+        let limits = Limits { max_batch: 64, queue: 128, concurrency: 1, pace: Duration::ZERO };
         let (batcher, worker) = Batcher::new(limits, move |items: Vec<u32>| {
             let sizes_in = sizes_in.clone();
             async move {

@@ -52,8 +52,11 @@ pub struct DeadLetter {
     pub data: String,
 }
 
-/// How the name of every dead-letter topic ends. No retention applies to these.
+/// How the name of every dead-letter topic ends. Letters that wait for a redrive are kept, however old.
 pub(crate) const TOPIC_SUFFIX: &str = ".dead-letters";
+
+/// How the name of every group ends that remembers which dead letters have been published again.
+pub(crate) const REDRIVE_SUFFIX: &str = ".redrive";
 
 /// The dead-letter topic of a consumer group.
 pub fn topic_of(group: &str) -> String {
@@ -106,7 +109,7 @@ fn original(letter: DeadLetter) -> CloudEvent {
 
 /// The group that remembers which dead letters have been published again.
 fn redrive_group(group: &str) -> String {
-    format!("{group}.redrive")
+    format!("{group}{REDRIVE_SUFFIX}")
 }
 
 /// Dead letters of `group` that wait for a redrive.
@@ -170,12 +173,13 @@ pub async fn redrive(log: &dyn EventLog, group: &str) -> Result<u64, LogError> {
                 originals.push(original(letter));
             }
         }
-        log.publish(&originals).await?;
+        let published_again = originals.len() as u64;
+        log.publish(originals).await?;
         match subscription.commit(&next_offsets(&records)).await {
             Ok(()) | Err(LogError::Rebalanced) => {}
             Err(error) => return Err(error),
         }
-        redriven += originals.len() as u64;
+        redriven += published_again;
     }
     Ok(redriven)
 }

@@ -12,9 +12,11 @@ pub mod dead_letters;
 pub mod embedded;
 mod log;
 pub mod outbox;
+mod pace;
 pub mod sqlite;
 
 pub use abort::abort_point;
 pub use batch::{Batcher, BatcherClosed};
 pub use consumer::{Consumer, HandleError, Handler};
 pub use log::{Delivered, EventLog, GroupLag, LogError, Offset, Subscription, open};
+pub use pace::Pace;

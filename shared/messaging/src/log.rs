@@ -74,8 +74,9 @@ impl GroupLag {
 #[async_trait]
 pub trait EventLog: Send + Sync + 'static {
     /// Appends events, in order within each key. Answers once all are on disk; on an error any part of them may have
-    /// been written, and the caller publishes all of them again.
-    async fn publish(&self, events: &[CloudEvent]) -> Result<(), LogError>;
+    /// been written, and the caller publishes all of them again. They are handed over, so that no copy is made of their
+    /// data on the way to the disk and to the readers.
+    async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError>;
 
     /// Joins a consumer group. A new group starts at the beginning of each topic.
     async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError>;

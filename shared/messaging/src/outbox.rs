@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{EventLog, abort_point, sqlite::Sqlite};
+use crate::{EventLog, Pace, abort_point, sqlite::Sqlite};
 
 /// Events relayed in one go: a megabyte or so, and one fsync of the log for all of them.
 const RELAY_BATCH: i64 = 1_000;
@@ -22,8 +22,13 @@ const LEASE: chrono::Duration = chrono::Duration::seconds(5);
 /// How often an idle relay looks, though nothing woke it: the wake-up is in memory and may be lost with its process.
 const IDLE_POLL: Duration = Duration::from_millis(500);
 
-/// How long to wait after the log or the store failed.
-const RETRY: Duration = Duration::from_millis(200);
+/// The least time between two batches: at a thousand events a second a batch holds ten of them.
+const PACE: Duration = Duration::from_millis(10);
+
+/// How long to wait after the log or the store failed: doubles from here, so that a short outage costs no time ...
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// ... to here, so that a long one is not made longer by its relays, and its end is noticed within seconds.
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// The tables of an outbox in SQLite; part of a store's first migration.
 pub const SQLITE_SCHEMA: &str = "
@@ -73,8 +78,8 @@ pub trait OutboxSource: Send + Sync + 'static {
     /// The oldest events, in order of commit.
     async fn read(&self, limit: i64) -> Result<Vec<OutboxRow>, OutboxError>;
 
-    /// Forgets events that the log has acknowledged.
-    async fn delete(&self, rows: &[OutboxRow]) -> Result<(), OutboxError>;
+    /// Forgets events that the log has acknowledged: the numbers of all rows that one [`Self::read`] answered.
+    async fn delete(&self, seqs: &[i64]) -> Result<(), OutboxError>;
 
     /// Events not yet relayed.
     async fn backlog(&self) -> Result<u64, OutboxError>;
@@ -186,12 +191,12 @@ impl OutboxSource for SqliteOutbox {
         Ok(rows.iter().map(row_from).collect::<Result<_, _>>()?)
     }
 
-    async fn delete(&self, rows: &[OutboxRow]) -> Result<(), OutboxError> {
-        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(()) };
+    async fn delete(&self, seqs: &[i64]) -> Result<(), OutboxError> {
+        let (Some(first), Some(last)) = (seqs.first(), seqs.last()) else { return Ok(()) };
         // One writer: the order of seq is the order of commit, so nothing can have come in between.
         sqlx::query("delete from outbox where seq between ? and ?")
-            .bind(first.seq)
-            .bind(last.seq)
+            .bind(first)
+            .bind(last)
             .execute(&self.store.writer)
             .await?;
         Ok(())
@@ -221,19 +226,31 @@ impl Relay {
     /// Relays until `shutdown`. Whatever fails is tried again without end: the events are safe where they are.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut leased_until = Timestamp::UNIX_EPOCH;
+        let mut retry = FIRST_RETRY;
+        let mut pace = Pace::new(PACE);
         while !shutdown.is_cancelled() {
-            let pause = match self.turn(&mut leased_until).await {
-                Ok(true) => continue,
-                Ok(false) => IDLE_POLL,
+            pace.next().await;
+            match self.turn(&mut leased_until).await {
+                Ok(more) => {
+                    retry = FIRST_RETRY;
+                    if more {
+                        continue;
+                    }
+                    tokio::select! {
+                        () = self.signal.0.notified() => {}
+                        () = self.clock.sleep(IDLE_POLL) => {}
+                        () = shutdown.cancelled() => {}
+                    }
+                }
                 Err(error) => {
                     warn!(error = %chain(&*error), "the relay tries again");
-                    RETRY
+                    // Not the signal: a busy store would have the log that fails asked at every commit.
+                    tokio::select! {
+                        () = self.clock.sleep(retry) => {}
+                        () = shutdown.cancelled() => {}
+                    }
+                    retry = (retry * 2).min(LONGEST_RETRY);
                 }
-            };
-            tokio::select! {
-                () = self.signal.0.notified() => {}
-                () = self.clock.sleep(pause) => {}
-                () = shutdown.cancelled() => {}
             }
         }
         // A lease that has ended already: the successor need not wait it out.
@@ -242,7 +259,7 @@ impl Relay {
         }
     }
 
-    /// One batch; true where there was something to do.
+    /// One batch; true where there is surely more.
     async fn turn(&self, leased_until: &mut Timestamp) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
         let now = self.clock.now();
         if *leased_until - now < LEASE / 2 {
@@ -256,13 +273,13 @@ impl Relay {
         if rows.is_empty() {
             return Ok(false);
         }
-        let events: Vec<_> = rows.iter().map(|row| row.event.clone()).collect();
+        let (seqs, events): (Vec<i64>, Vec<CloudEvent>) = rows.into_iter().map(|row| (row.seq, row.event)).unzip();
         abort_point("relay.read");
-        self.log.publish(&events).await?;
+        self.log.publish(events).await?;
         abort_point("relay.published");
-        self.source.delete(&rows).await?;
+        self.source.delete(&seqs).await?;
         abort_point("relay.deleted");
-        Ok(true)
+        Ok(i64::try_from(seqs.len()).is_ok_and(|relayed| relayed == RELAY_BATCH))
     }
 }
 

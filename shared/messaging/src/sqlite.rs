@@ -1,6 +1,6 @@
 //! SQLite as every embedded store uses it: WAL, fsync at every commit, one writer, some readers.
 
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
 use sqlx::{
     SqlitePool,
@@ -16,6 +16,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a connection before it hears that the store is unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Rows that a connection's thread may be ahead of its reader: with few, the two wake each other for every row.
+const ROW_BUFFER: usize = 1_024;
+
 /// Pages of the cache per connection, in KiB (a negative cache_size means KiB).
 const CACHE_KIB: &str = "-8000";
 
@@ -30,11 +33,14 @@ pub struct Sqlite {
 
 /// Opens (and makes) the file, and brings its schema up to date: `migrations[n]` leads from version n to n + 1.
 pub async fn open(path: &str, migrations: &[&'static str]) -> Result<Sqlite, sqlx::Error> {
-    let options = SqliteConnectOptions::from_str(&format!("sqlite://{path}"))?
+    // A path, not a URL: it may hold any character.
+    let options = SqliteConnectOptions::new()
+        .filename(path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
+        .row_buffer_size(ROW_BUFFER)
         .pragma("cache_size", CACHE_KIB)
         .pragma("temp_store", "memory")
         // Keeps the log file from staying as large as its largest burst.
@@ -55,7 +61,7 @@ pub async fn open(path: &str, migrations: &[&'static str]) -> Result<Sqlite, sql
 
 /// Opens an existing file to read only, for the audit.
 pub async fn open_read_only(path: &str) -> Result<SqlitePool, sqlx::Error> {
-    let options = SqliteConnectOptions::from_str(&format!("sqlite://{path}"))?.busy_timeout(BUSY_TIMEOUT);
+    let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
     SqlitePoolOptions::new().max_connections(1).connect_with(options).await
 }
 
@@ -101,6 +107,21 @@ mod tests {
                     sqlx::query_as("PRAGMA journal_mode").fetch_one(&mut **connection).await.unwrap();
                 assert_eq!((synchronous, journal.as_str()), (2, "wal"));
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_path_may_hold_any_character() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("a#1 50%20?x");
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("odd ?#%41.db");
+        let store = open(path.to_str().unwrap(), &["create table t (x)"]).await.unwrap();
+        sqlx::query("insert into t values (7)").execute(&store.writer).await.unwrap();
+        assert!(path.is_file());
+        for pool in [store.reader, open_read_only(path.to_str().unwrap()).await.unwrap()] {
+            let (x,): (i64,) = sqlx::query_as("select x from t").fetch_one(&pool).await.unwrap();
+            assert_eq!(x, 7);
         }
     }
 

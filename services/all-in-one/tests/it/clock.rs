@@ -32,9 +32,9 @@ impl Clock for JumpClock {
     async fn sleep_until(&self, deadline: Timestamp) {
         let mut ahead = self.ahead.subscribe();
         while self.now() < deadline {
-            let left = (deadline - self.now()).to_std().unwrap_or_default();
+            let on_the_machine = deadline - *ahead.borrow_and_update();
             tokio::select! {
-                () = SystemClock.sleep(left) => {}
+                () = SystemClock.sleep_until(on_the_machine) => {}
                 // The sender lives as long as self.
                 _ = ahead.changed() => {}
             }

@@ -89,7 +89,13 @@ impl World {
         let (url, log) = (system.url(), system.log.clone());
         let (peers, issuer) = (system.peers.clone(), system.issuer.clone());
         let mut serving = JoinSet::new();
-        serving.spawn(system.run());
+        serving.spawn(async move {
+            let ended = system.run().await;
+            if let Err(error) = &ended {
+                println!("the system has failed: {error:#}");
+            }
+            ended
+        });
         self.running = Some(Running { url, log, peers, issuer, shutdown, serving, _lock: lock });
     }
 

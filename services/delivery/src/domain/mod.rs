@@ -34,6 +34,15 @@ pub const FIRST_RETRY: Duration = Duration::milliseconds(200);
 /// ... to here.
 pub const LONGEST_RETRY: Duration = Duration::seconds(10);
 
+/// Drones that one delivery may use up. An honest fleet loses one or two; a base that reports failures of drones that
+/// are well would otherwise keep everybody at work until the deadline.
+pub const MAX_ATTEMPTS: u32 = 20;
+
+/// The first drone that is lost is replaced at once. The pause before the next one doubles from here ...
+pub const FIRST_REPLACEMENT_PAUSE: Duration = Duration::seconds(1);
+/// ... to here: all attempts together wait for less than eight minutes of the half hour that a delivery has.
+pub const LONGEST_REPLACEMENT_PAUSE: Duration = Duration::seconds(30);
+
 /// How far one part of the saga is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Part {

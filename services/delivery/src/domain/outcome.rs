@@ -8,7 +8,7 @@ use contracts::{
 };
 
 use super::{
-    ASK_AGAIN, Changes, Delivery, FIRST_RETRY, Goal, IllegalTransition, LONGEST_RETRY, Part, allowed,
+    ASK_AGAIN, Changes, Delivery, FIRST_RETRY, Goal, IllegalTransition, LONGEST_RETRY, MAX_ATTEMPTS, Part, allowed,
     decide::{Action, CloseReason},
 };
 
@@ -216,6 +216,13 @@ impl Delivery {
                 let failed = self.intents.drone_failed.as_ref().map(|(_, reason)| reason.clone());
                 let reason = format!("the drone failed with the package: {}", failed.unwrap_or_default());
                 self.end(Stage::Failed, &reason, now, changes)
+            }
+            CloseReason::DroneFailed if self.record.attempt >= MAX_ATTEMPTS => {
+                // The flight is closed already; what is left to undo are the reservation and the package.
+                self.saga.flight = Part::Undone;
+                self.intents.drone_failed = None;
+                self.give_up(&format!("{MAX_ATTEMPTS} drones failed before the pickup"), now, changes);
+                Ok(())
             }
             CloseReason::DroneFailed => {
                 self.next_attempt(now, changes);

@@ -1,11 +1,12 @@
 //! The stages of a delivery: which may follow which, and how a flight's progress moves them.
 
+use chrono::Duration;
 use contracts::{
     Stage, Timestamp,
     events::{DeliveryEventKind, FlightProgress, StageEntry},
 };
 
-use super::{Changes, Delivery, Goal, Part};
+use super::{Changes, Delivery, FIRST_REPLACEMENT_PAUSE, Goal, LONGEST_REPLACEMENT_PAUSE, Part};
 
 /// A transition that the lifecycle does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -81,7 +82,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Gives up the current drone before the pickup and reserves anew: the only arrow back.
+    /// Gives up the current drone before the pickup and reserves anew, after a pause where drones are lost again and
+    /// again: the only arrow back. A cancel waits for no such pause, and a grant comes only once a drone was asked for.
     pub(super) fn next_attempt(&mut self, now: Timestamp, changes: &mut Changes) {
         let back = self.record.stage != Stage::Requested;
         self.record.attempt += 1;
@@ -89,7 +91,8 @@ impl Delivery {
         self.saga.drone = Part::Todo;
         self.saga.flight = Part::Todo;
         self.saga.tries = 0;
-        self.saga.not_before = None;
+        let paused = self.intents.cancel.is_none();
+        self.saga.not_before = replacement_pause(self.record.attempt).filter(|_| paused).map(|pause| now + pause);
         self.intents.drone_failed = None;
         if back {
             self.log_stage(Stage::Scheduled, now, changes);
@@ -135,4 +138,11 @@ impl Delivery {
             changes.events.push(DeliveryEventKind::DeliveryScheduled);
         }
     }
+}
+
+/// How long the reservation of an attempt waits after the loss of the one before; none for the first replacement.
+fn replacement_pause(attempt: u32) -> Option<Duration> {
+    let doublings = attempt.checked_sub(3)?;
+    // Beyond that it is the longest anyway, and the product would not fit.
+    Some((FIRST_REPLACEMENT_PAUSE * 2i32.pow(doublings.min(10))).min(LONGEST_REPLACEMENT_PAUSE))
 }

@@ -133,6 +133,8 @@ mod on_sqlite {
             a_lease_that_ended_is_claimed_with_a_higher_fence,
             a_named_claim_takes_what_nobody_else_holds,
             a_change_without_the_lease_keeps_it,
+            a_change_that_its_lease_holder_never_sees_is_due_when_the_lease_ends,
+            a_change_is_due_at_once_where_the_lease_was_given_back,
             a_release_gives_the_lease_back,
             a_hold_prolongs_the_lease,
             an_owner_that_starts_anew_releases_what_it_had,

@@ -123,7 +123,9 @@ pub trait Store: Send + Sync + 'static {
     /// Those of the deliveries that exist, in no order.
     async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Delivery>, StoreError>;
 
-    /// Leases deliveries whose time has come, the oldest first.
+    /// Leases deliveries whose time has come, the oldest first: those that nobody holds, those whose lease has ended, and
+    /// the owner's own. What a change makes due while another holds it stays due: that holder's next save meets the
+    /// change and it looks again, its release makes it anybody's, and if it does neither, its lease ends.
     async fn claim_due(
         &self,
         owner: &str,
@@ -132,7 +134,7 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Claimed>, StoreError>;
 
-    /// Leases those of the deliveries that nobody else has.
+    /// Leases those of the deliveries that nobody else holds, due or not.
     async fn claim(
         &self,
         ids: &[DeliveryId],

@@ -53,7 +53,7 @@ async fn events_in_any_order_and_number_have_one_effect() {
     events.extend(events.clone());
     events.shuffle(&mut StdRng::seed_from_u64(seed));
     for part in events.chunks(7) {
-        running.world.log.publish(part).await.unwrap();
+        running.world.log.publish(part.to_vec()).await.unwrap();
     }
     for id in &ids {
         let record = running.reaches(*id, Stage::Completed).await;
@@ -72,7 +72,7 @@ async fn events_in_any_order_and_number_have_one_effect() {
     }
     // Nothing that comes after the end changes anything.
     let over: Vec<u64> = versions(&running, &ids).await;
-    running.world.log.publish(&events).await.unwrap();
+    running.world.log.publish(events).await.unwrap();
     caught_up(&running).await;
     assert_eq!(versions(&running, &ids).await, over);
     running.stop().await;
@@ -109,7 +109,7 @@ async fn an_event_that_cannot_be_read_or_that_nobody_asked_for_holds_up_nothing(
     progress.stages.push(StageTime { stage: Stage::HeadedToDropoff, at: running.world.clock.now() });
     progress.delivery_id = running.world.clock.new_delivery_id();
     let foreign = running.stage_changed(&progress);
-    running.world.log.publish(&[broken, unknown_kind, foreign, good]).await.unwrap();
+    running.world.log.publish(vec![broken, unknown_kind, foreign, good]).await.unwrap();
     running.reaches(id, Stage::HeadedToPickup).await;
     caught_up(&running).await;
     let waiting = messaging::dead_letters::waiting(&*running.world.log, "delivery").await.unwrap();

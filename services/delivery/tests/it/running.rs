@@ -172,7 +172,7 @@ impl Running {
     /// The drone comes to that stage, and tracking says so.
     pub(crate) async fn fly(&self, id: DeliveryId, stage: Stage) {
         let progress = self.peers.fly(id, stage, self.world.clock.now());
-        self.world.log.publish(&[self.stage_changed(&progress)]).await.unwrap();
+        self.world.log.publish(vec![self.stage_changed(&progress)]).await.unwrap();
     }
 
     pub(crate) fn stage_changed(&self, progress: &FlightProgress) -> CloudEvent {
@@ -205,7 +205,7 @@ impl Running {
     pub(crate) async fn fail_drone(&self, id: DeliveryId, attempt: u32) {
         let drone = self.peers.lock().reserved[&(id, attempt)].clone().unwrap();
         let failed = self.drone_event(FleetEventKind::DroneFailed, id, attempt, &drone);
-        self.world.log.publish(&[failed]).await.unwrap();
+        self.world.log.publish(vec![failed]).await.unwrap();
     }
 
     /// Every event of a delivery that the log has by now has a successor: reads until `count` of them.

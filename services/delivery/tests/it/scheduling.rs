@@ -46,7 +46,7 @@ async fn what_waits_in_the_line_goes_on_with_the_grant() {
     testkit::until("the place in the line", || async { (running.peers.count("reserve") == 1).then_some(()) }).await;
     let drone = running.peers.grant(id, 1);
     let granted = running.drone_event(FleetEventKind::DroneReserved, id, 1, &drone);
-    running.world.log.publish(&[granted]).await.unwrap();
+    running.world.log.publish(vec![granted]).await.unwrap();
     let record = running.reaches(id, Stage::Scheduled).await;
     assert_eq!(record.drone, Some(drone));
     assert_eq!(running.peers.said_of(id), ["register", "reserve", "open-flight"], "nothing is asked twice");

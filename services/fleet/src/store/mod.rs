@@ -120,7 +120,7 @@ pub(crate) struct LatestReport {
 }
 
 /// What must still be true for a removal to happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Guard {
     /// Nothing.
     Always,
@@ -128,6 +128,8 @@ pub(crate) enum Guard {
     ReportIsNews(u64),
     /// It is reserved, and was neither reserved nor heard since (milliseconds since 1970).
     SilentSince(i64),
+    /// It is that base's.
+    BasedAt(BaseId),
 }
 
 /// A drone to be taken out of service.

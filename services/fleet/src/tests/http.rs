@@ -105,13 +105,13 @@ async fn a_base_station_runs_its_own_drones_and_no_others() {
     assert_eq!(service.status(NORTH, Method::POST, &format!("{path}/fail")).await, 403);
     assert_eq!(service.status(CUSTOMER, Method::GET, &path).await, 403, "services read single drones");
 
-    let foreign = ReportOutcome::Rejected { reason: ReportFault::NotYourDrone };
-    assert_eq!(service.report(SOUTH, make::report(1, 1)).await, foreign);
+    // Somebody else's drone is answered as one that nobody registered.
+    let unknown = ReportOutcome::Rejected { reason: ReportFault::UnknownDrone };
+    assert_eq!(service.report(SOUTH, make::report(1, 1)).await, unknown);
     let other = make::drone_id(7).to_string();
-    assert_eq!(service.report((&other, Role::Drone), make::report(1, 1)).await, foreign);
+    assert_eq!(service.report((&other, Role::Drone), make::report(1, 1)).await, unknown);
     assert_eq!(service.report((&own.to_string(), Role::Drone), make::report(1, 1)).await, ReportOutcome::Accepted);
     assert_eq!(service.report(NORTH, make::report(1, 1)).await, ReportOutcome::Stale);
-    let unknown = ReportOutcome::Rejected { reason: ReportFault::UnknownDrone };
     assert_eq!(service.report(NORTH, make::report(9, 1)).await, unknown);
     let customers = Commands { commands: vec![make::report(1, 2)] };
     let refused = service.ask(CUSTOMER, Method::POST, "/commands/reports", Some(&customers)).await;
@@ -127,6 +127,10 @@ async fn a_base_station_runs_its_own_drones_and_no_others() {
     assert_eq!((page.items.len(), page.next_cursor), (1, Some(own.to_string())));
     assert_eq!(service.status(NORTH, Method::DELETE, &path).await, 204);
     assert_eq!(service.drone(1).await.status, DroneStatus::Retired);
+    assert_eq!(service.status(NORTH, Method::DELETE, &path).await, 204, "it is so already");
+    assert_eq!(service.status(SOUTH, Method::DELETE, &path).await, 404);
+    assert_eq!(service.status(NORTH, Method::DELETE, &format!("/drones/{}", make::drone_id(9))).await, 404);
+    assert_eq!(service.report(NORTH, make::report(1, 5)).await, unknown, "what is retired is no drone any more");
     service.stop().await;
 }
 
@@ -195,7 +199,7 @@ async fn the_end_of_a_delivery_frees_its_drone_for_the_line() {
     let data = make::record(make::delivery(1), Stage::Completed, 1);
     let event =
         DeliveryEvent { id: clock.new_id(), time: clock.now(), kind: DeliveryEventKind::DeliveryCompleted, data };
-    service.world.log.publish(&[event.encode()]).await.unwrap();
+    service.world.log.publish(vec![event.encode()]).await.unwrap();
     until("the line is served", async || (service.drone(1).await.delivery_id == Some(make::delivery(2))).then_some(()))
         .await;
     let release = make::release(make::delivery(2), 1);

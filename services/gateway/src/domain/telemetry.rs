@@ -3,16 +3,13 @@
 use auth::Identity;
 use contracts::{
     DroneId, Stage, Timestamp,
-    api::{MAX_TELEMETRY_LINES, RejectedLine, TelemetryAnswer, TelemetryLine},
+    api::{MAX_TELEMETRY_LINES, RejectedLine, TelemetryAnswer, TelemetryLine, UNKNOWN_DRONE_REASON},
     commands::{DroneReport, FlightReport, ReportFault, ReportOutcome},
     events::PositionFix,
 };
 
 /// The longest reason given for a rejected line, in bytes: it may quote the line, and the line may be long.
 const MAX_REASON_BYTES: usize = 300;
-
-/// What is said of a drone that the caller does not run.
-const NOT_YOUR_DRONE: &str = "drone_id: is not a drone that you may speak for";
 
 /// The request has more lines than [`MAX_TELEMETRY_LINES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +82,7 @@ fn read(
         return Err(format!("{}: {}", fault.field, fault.message));
     }
     if only.is_some_and(|me| me != line.drone_id) {
-        return Err(NOT_YOUR_DRONE.to_owned());
+        return Err(UNKNOWN_DRONE_REASON.to_owned());
     }
     Ok(line)
 }
@@ -151,23 +148,30 @@ fn outcome(outcomes: Option<&[ReportOutcome]>, index: usize) -> ReportOutcome {
     outcomes.and_then(|outcomes| outcomes.get(index)).copied().unwrap_or(ReportOutcome::Unavailable)
 }
 
-/// A line's outcome: at fault if either owner says so, not stored if either has not stored it, and otherwise what
-/// tracking says of the flight, or fleet where there is none.
+/// A line's outcome: what fleet says where it refuses the drone or has not stored its state, and otherwise what tracking
+/// says of the flight, or fleet where there is none. Fleet comes first because it knows whose drone that is: until it
+/// has said so, nothing is told of any flight.
 fn merged(drone: ReportOutcome, flight: Option<ReportOutcome>) -> ReportOutcome {
-    let Some(flight) = flight else { return drone };
     match (drone, flight) {
-        (ReportOutcome::Rejected { .. }, _) => drone,
-        (_, ReportOutcome::Rejected { .. }) => flight,
-        (ReportOutcome::Unavailable, _) => drone,
+        (ReportOutcome::Rejected { .. } | ReportOutcome::Unavailable, _) | (_, None) => drone,
+        (_, Some(flight)) => without_foreign(flight),
+    }
+}
+
+/// A flight of somebody else is answered like one that is not there.
+fn without_foreign(flight: ReportOutcome) -> ReportOutcome {
+    match flight {
+        ReportOutcome::Rejected { reason: ReportFault::NotYourFlight | ReportFault::NotYourDrone } => {
+            ReportOutcome::Stale
+        }
         _ => flight,
     }
 }
 
 fn words(fault: ReportFault) -> &'static str {
     match fault {
-        ReportFault::UnknownDrone => "drone_id: nobody registered that drone",
+        ReportFault::UnknownDrone | ReportFault::NotYourDrone => UNKNOWN_DRONE_REASON,
         ReportFault::NotYourFlight => "delivery_id: the drone does not fly that delivery",
-        ReportFault::NotYourDrone => NOT_YOUR_DRONE,
         ReportFault::ClockOff => "at: must be within 10 minutes of now",
     }
 }
@@ -256,7 +260,7 @@ mod tests {
     fn a_drone_speaks_only_for_itself() {
         let other = Identity::Drone(DroneId(uuid::Uuid::nil()));
         let split = split(line(&json!({})).as_bytes(), now(), &other, |_| String::new()).unwrap();
-        assert_eq!(split.rejected[0].reason, NOT_YOUR_DRONE);
+        assert_eq!(split.rejected[0].reason, UNKNOWN_DRONE_REASON);
         assert_eq!(split.drones, []);
     }
 
@@ -276,10 +280,12 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_merge_as_the_worse_of_the_two() {
+    fn outcomes_merge_and_a_foreign_flight_is_like_none() {
         use ReportOutcome::{Accepted, Rejected, Stale, Unavailable};
         let fault = Rejected { reason: ReportFault::UnknownDrone };
-        let other = Rejected { reason: ReportFault::NotYourFlight };
+        let other = Rejected { reason: ReportFault::ClockOff };
+        let foreign = Rejected { reason: ReportFault::NotYourFlight };
+        let not_mine = Rejected { reason: ReportFault::NotYourDrone };
         let cases = [
             (Accepted, None, Accepted),
             (Stale, None, Stale),
@@ -292,8 +298,12 @@ mod tests {
             (Unavailable, Some(Accepted), Unavailable),
             (Accepted, Some(Unavailable), Unavailable),
             (fault, Some(Unavailable), fault),
-            (Unavailable, Some(other), other),
+            (Unavailable, Some(other), Unavailable),
             (Accepted, Some(other), other),
+            (Accepted, Some(foreign), Stale),
+            (Accepted, Some(not_mine), Stale),
+            (Unavailable, Some(foreign), Unavailable),
+            (not_mine, Some(foreign), not_mine),
         ];
         for (drone, flight, expected) in cases {
             assert_eq!(merged(drone, flight), expected, "{drone:?} {flight:?}");
@@ -306,7 +316,7 @@ mod tests {
         let lines = [line(&fly), "bad".to_owned(), line(&json!({})), line(&fly), line(&json!({}))];
         let fleet =
             [ReportOutcome::Accepted, ReportOutcome::Stale, ReportOutcome::Accepted, ReportOutcome::Unavailable];
-        let tracking = [ReportOutcome::Accepted, ReportOutcome::Rejected { reason: ReportFault::NotYourFlight }];
+        let tracking = [ReportOutcome::Accepted, ReportOutcome::Rejected { reason: ReportFault::ClockOff }];
         let answer = split_of(&lines).answer(Some(&fleet), Some(&tracking));
         assert_eq!((answer.accepted, answer.stale), (1, 1));
         let rejected: Vec<_> = answer.rejected.iter().map(|bad| (bad.line, bad.retryable)).collect();

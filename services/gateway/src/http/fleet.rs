@@ -68,8 +68,12 @@ pub(super) async fn list(
 #[utoipa::path(
     get, path = "/api/fleet/events", tag = "fleet", operation_id = "watchDrones",
     params(FleetStreamParameters),
-    responses((status = 200, description = "Server-sent events, each an array of drones.", body = Vec<FleetDrone>,
-        content_type = "text/event-stream"))
+    responses(
+        (status = 200, description = "Server-sent events, each an array of drones.", body = Vec<FleetDrone>,
+            content_type = "text/event-stream"),
+        (status = 429, description = "The caller has too many streams open.", body = Problem,
+            content_type = "application/problem+json"),
+    )
 )]
 pub(super) async fn events(
     State(gateway): State<Gateway>,

@@ -7,7 +7,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use chassis::{ApiError, Json};
-use contracts::commands::{Mission, MissionUpdate};
+use contracts::{
+    api::Problem,
+    commands::{Mission, MissionUpdate},
+};
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -28,8 +31,12 @@ pub(super) struct Missions {
 /// The caller's missions: as a list, or with `Accept: text/event-stream` as a stream of changes and recalls.
 #[utoipa::path(
     get, path = "/api/missions", tag = "flying", operation_id = "listMissions",
-    responses((status = 200, description = "All missions, or a stream that begins with all of them.",
-        content((Missions = "application/json"), (MissionUpdate = "text/event-stream"))))
+    responses(
+        (status = 200, description = "All missions, or a stream that begins with all of them.",
+            content((Missions = "application/json"), (MissionUpdate = "text/event-stream"))),
+        (status = 429, description = "The caller has too many streams open.", body = Problem,
+            content_type = "application/problem+json"),
+    )
 )]
 pub(super) async fn list(State(gateway): State<Gateway>, user: User, headers: HeaderMap) -> Result<Response, ApiError> {
     user.may(&Action::Fly)?;

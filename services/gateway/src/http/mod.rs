@@ -7,6 +7,7 @@ mod history;
 mod missions;
 mod operations;
 mod pages;
+mod places;
 mod request;
 mod streams;
 mod telemetry;
@@ -25,15 +26,12 @@ use bytes::Bytes;
 use chassis::{Node, auth::Authenticator};
 use contracts::{Clock, Region};
 use messaging::EventLog;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Config, aggregate::Services};
 
 pub use pages::openapi;
-
-/// Streams open at once: each holds up to three sockets, and a process may have some tens of thousands.
-const MAX_STREAMS: usize = 4_096;
 
 /// What handlers share; cheap to clone.
 #[derive(Clone)]
@@ -47,7 +45,7 @@ pub(crate) struct Inner {
     issuer: auth::DevIssuer,
     region: Region,
     shutdown: CancellationToken,
-    streams: Arc<Semaphore>,
+    places: places::Places,
     /// Readers of dead letters join the same consumer group, and would take the letters from each other.
     dead_letters: Mutex<()>,
     openapi: Bytes,
@@ -64,7 +62,7 @@ impl Gateway {
             issuer: node.issuer.clone(),
             region: node.region.clone(),
             shutdown: node.shutdown.clone(),
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            places: places::Places::new(),
             dead_letters: Mutex::new(()),
             openapi: Bytes::from(openapi().to_json()?),
         })))

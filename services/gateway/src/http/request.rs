@@ -1,24 +1,21 @@
 //! What requests are read with: the caller, strict JSON bodies, headers, list parameters.
 
-use std::{ops::Deref, time::Duration};
+use std::ops::Deref;
 
 use auth::Identity;
 use axum::{
     extract::{FromRef, FromRequest, FromRequestParts, Request},
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
-use bytes::{Bytes, BytesMut};
 use chassis::{
     ApiError,
     auth::{Authenticator, Caller},
-    extract::parse_json,
-    serve::BODY_LIMIT_BYTES,
+    extract::{body_of, parse_json},
 };
 use contracts::{
     CustomerId,
     api::{DEFAULT_PAGE, MAX_IDEMPOTENCY_KEY_CHARS, MAX_PAGE},
 };
-use futures::StreamExt;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use url::form_urlencoded::Serializer;
@@ -84,39 +81,6 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Strict<T> {
         }
         Ok(Self(value))
     }
-}
-
-/// How much of a body that is too large is still read, and thrown away: who is answered while they send may lose the
-/// answer with the connection. A body larger than this is not sent by mistake.
-const MAX_DISCARDED_BYTES: usize = 64 * 1024 * 1024;
-
-/// How long a body may take to arrive: 4 MiB at the pace of a poor mobile network.
-const BODY_DEADLINE: Duration = Duration::from_secs(60);
-
-/// A request's whole body, at most [`BODY_LIMIT_BYTES`].
-pub(crate) async fn body_of(request: Request) -> Result<Bytes, ApiError> {
-    let mut chunks = request.into_body().into_data_stream();
-    let mut body = BytesMut::new();
-    let mut received_bytes = 0_usize;
-    let receiving = async {
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|_| ApiError::malformed("the body could not be read"))?;
-            received_bytes += chunk.len();
-            if received_bytes > MAX_DISCARDED_BYTES {
-                break;
-            }
-            if received_bytes <= BODY_LIMIT_BYTES {
-                body.extend_from_slice(&chunk);
-            }
-        }
-        Ok::<(), ApiError>(())
-    };
-    let too_slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
-    tokio::time::timeout(BODY_DEADLINE, receiving).await.map_err(too_slow)??;
-    if received_bytes > BODY_LIMIT_BYTES {
-        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
-    }
-    Ok(body.freeze())
 }
 
 /// Reads JSON; the error names the field where it does not fit. A number where a name is expected looks like broken

@@ -19,9 +19,12 @@ use futures::{
     stream::{self, BoxStream},
 };
 use reqwest::Method;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Gateway, request::User};
+use super::{
+    Gateway,
+    places::{Place, Purpose},
+    request::User,
+};
 use crate::{
     aggregate::{readable, sees},
     domain::view::{Part, Parts, view},
@@ -43,6 +46,8 @@ const FIRST_PAGES: usize = 5;
             content_type = "text/event-stream"),
         (status = 404, description = "There is none, or it is somebody else's.", body = Problem,
             content_type = "application/problem+json"),
+        (status = 429, description = "The caller has too many streams open.", body = Problem,
+            content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn delivery(
@@ -51,7 +56,8 @@ pub(super) async fn delivery(
     Path(id): Path<DeliveryId>,
 ) -> Result<Response, ApiError> {
     readable(&user)?;
-    let turn = turn(&gateway)?;
+    let place = gateway.places.take(Purpose::Watching, &user.identity)?;
+    let ends = token_ends(&gateway, &user);
     let source = source(&gateway, &user, &gateway.services.delivery, format!("/deliveries/{id}/events"), Absent::Ends);
     let records = match source.open().await {
         Ok(first) => follow(source, Some(first)),
@@ -63,18 +69,23 @@ pub(super) async fn delivery(
     };
     let live = Live { gateway: gateway.clone(), caller: user.0, id, records, flights: None, parts: None, last: None };
     let updates = stream::unfold(live, async |mut live| live.next().await.map(|update| (update, live)));
-    Ok(answer(&gateway, updates, turn))
+    Ok(answer(&gateway, updates.take_until(ends), place))
 }
 
 /// All my deliveries, live: begins with their current state.
 #[utoipa::path(
     get, path = "/api/events", tag = "deliveries", operation_id = "watchDeliveries",
-    responses((status = 200, description = "Server-sent events: a delivery whenever it changes.", body = LiveUpdate,
-        content_type = "text/event-stream"))
+    responses(
+        (status = 200, description = "Server-sent events: a delivery whenever it changes.", body = LiveUpdate,
+            content_type = "text/event-stream"),
+        (status = 429, description = "The caller has too many streams open.", body = Problem,
+            content_type = "application/problem+json"),
+    )
 )]
 pub(super) async fn mine(State(gateway): State<Gateway>, user: User) -> Result<Response, ApiError> {
     user.customer()?;
-    let turn = turn(&gateway)?;
+    let place = gateway.places.take(Purpose::Watching, &user.identity)?;
+    let ends = token_ends(&gateway, &user);
     let source = source(&gateway, &user, &gateway.services.delivery, "/deliveries/events".to_owned(), Absent::Ends);
     let first = source.open().await?;
     let all = All {
@@ -85,41 +96,40 @@ pub(super) async fn mine(State(gateway): State<Gateway>, user: User) -> Result<R
         versions: HashMap::new(),
     };
     let updates = stream::unfold(all, async |mut all| all.next().await.map(|update| (update, all)));
-    Ok(answer(&gateway, updates, turn))
+    Ok(answer(&gateway, updates.take_until(ends), place))
 }
 
-/// Another service's stream as it is, until it ends or this service does. Its watcher connects again.
+/// Another service's stream of missions or drones as it is, until it, the caller's token or this service ends. Its
+/// watcher connects again.
 pub(super) async fn pass_on(
     gateway: &Gateway,
     caller: &Caller,
     peer: &Peer,
     path: String,
 ) -> Result<Response, ApiError> {
-    let turn = turn(gateway)?;
+    let place = gateway.places.take(Purpose::Flying, &caller.identity)?;
     let response = source(gateway, caller, peer, path, Absent::Ends).open().await?;
     let chunks = response.bytes_stream().take_until(gateway.shutdown.clone().cancelled_owned());
+    let chunks = chunks.take_until(token_ends(gateway, caller));
     let body = Body::from_stream(chunks.inspect(move |_| {
-        let _held_as_long_as_the_stream = &turn;
+        let _held_as_long_as_the_stream = &place;
     }));
     Ok(([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")], body).into_response())
 }
 
-/// A place among the open streams, or 503.
-fn turn(gateway: &Gateway) -> Result<OwnedSemaphorePermit, ApiError> {
-    gateway.streams.clone().try_acquire_owned().map_err(|error| ApiError::unavailable(&error))
+/// Returns when the caller's token is good no more: nobody watches longer than they may ask.
+fn token_ends(gateway: &Gateway, caller: &Caller) -> impl Future<Output = ()> + Send + use<> {
+    let (clock, ends_at) = (gateway.clock.clone(), caller.ends_at);
+    async move { clock.sleep_until(ends_at).await }
 }
 
 fn source(gateway: &Gateway, caller: &Caller, peer: &Peer, path: String, absent: Absent) -> Source {
     Source { peer: peer.clone(), token: caller.token.clone(), path, clock: gateway.clock.clone(), absent }
 }
 
-fn answer(
-    gateway: &Gateway,
-    updates: impl Stream<Item = LiveUpdate> + Send + 'static,
-    turn: OwnedSemaphorePermit,
-) -> Response {
+fn answer(gateway: &Gateway, updates: impl Stream<Item = LiveUpdate> + Send + 'static, place: Place) -> Response {
     let held = updates.inspect(move |_| {
-        let _held_as_long_as_the_stream = &turn;
+        let _held_as_long_as_the_stream = &place;
     });
     chassis::stream::sse(held, gateway.shutdown.clone())
 }

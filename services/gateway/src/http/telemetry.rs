@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
     http::StatusCode,
 };
-use chassis::{ApiError, Json, Peer, PeerError};
+use chassis::{ApiError, Json, Peer, PeerError, extract::body_of};
 use contracts::{
     api::{MAX_TELEMETRY_LINES, TelemetryAnswer, TelemetryLine},
     commands::{Commands, Outcomes, ReportOutcome},
@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{
     Gateway,
-    request::{User, body_of, check_media_type, read_json},
+    request::{User, check_media_type, read_json},
 };
 use crate::domain::telemetry;
 

@@ -35,8 +35,24 @@ async fn a_wish_is_passed_on_with_token_and_key_and_answered_with_202_and_locati
     let call = &stage.peer("delivery").calls()[0];
     assert_eq!(call.key.as_deref(), Some("order-1"));
     assert_eq!(call.body["package"], wish()["package"]);
-    let caller = stage.world.issuer.verifier().verify(&call.token, stage.world.clock.now()).unwrap();
+    let caller = stage.world.issuer.verifier().verify(&call.token, stage.world.clock.now()).unwrap().identity;
     assert_eq!(caller, auth::Identity::Customer("alice".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn a_keyed_wish_whose_deadline_has_passed_is_deliverys_to_judge() {
+    let stage = Stage::new().await;
+    stage.peer("delivery").on("POST /deliveries", 202, record(DELIVERY, "Requested", 1));
+    let mut late = wish();
+    late["deadline"] = json!(stage.world.clock.now() - chrono::Duration::minutes(1));
+    let (status, problem) = problem_of(stage.alice(Method::POST, "/api/deliveries").json(&late)).await;
+    assert_eq!((status, problem.errors[0].field.as_str()), (422, "deadline"));
+    let keyed = |wish: &Value| stage.alice(Method::POST, "/api/deliveries").header("Idempotency-Key", "k").json(wish);
+    let (status, body) = json_of(keyed(&late)).await;
+    assert_eq!((status, &body["id"]), (202, &json!(DELIVERY)));
+    late["package"]["weight_kg"] = json!(100);
+    let (status, problem) = problem_of(keyed(&late)).await;
+    assert_eq!((status, problem.errors[0].field.as_str()), (422, "package.weight_kg"), "all else is judged here");
 }
 
 #[tokio::test]
@@ -69,7 +85,7 @@ async fn a_delivery_in_flight_is_composed_from_four_services() {
     for name in ["delivery", "tracking", "package", "fleet"] {
         let calls = stage.peer(name).calls();
         assert_eq!(calls.len(), 1, "{name}");
-        let caller = stage.world.issuer.verifier().verify(&calls[0].token, stage.world.clock.now()).unwrap();
+        let caller = stage.world.issuer.verifier().verify(&calls[0].token, stage.world.clock.now()).unwrap().identity;
         let expected = if name == "fleet" { Role::Service } else { Role::Customer };
         assert_eq!(caller.role(), expected, "{name}");
     }
@@ -194,7 +210,8 @@ async fn a_cancelled_delivery_is_answered_and_a_refusal_passed_on() {
     assert_eq!((status, &body["stage"]), (200, &json!("Cancelled")));
     for refusal in [409, 503] {
         stage.peer("delivery").on(&what, refusal, Value::Null);
-        assert_eq!(problem_of(stage.alice(Method::DELETE, &path())).await.0, refusal);
+        let (status, problem) = problem_of(stage.alice(Method::DELETE, &path())).await;
+        assert_eq!((status, problem.detail.as_deref()), (refusal, Some("of the peer")), "in delivery's own words");
     }
     stage.peer("delivery").on(&what, 404, Value::Null);
     stage.peer("lookup").on("POST /queries/delivery", 200, record(DELIVERY, "Completed", 9));

@@ -4,6 +4,7 @@ use contracts::{Clock, events::CloudEvent};
 use gateway::Config;
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::World;
 
 use crate::{
     bodies::{DRONE, drone, fleet_drone},
@@ -34,7 +35,7 @@ fn letter(clock: &dyn Clock) -> CloudEvent {
 #[tokio::test]
 async fn dead_letters_are_shown_and_redriven() {
     let stage = Stage::new().await;
-    stage.world.log.publish(&[letter(&*stage.world.clock)]).await.unwrap();
+    stage.world.log.publish(vec![letter(&*stage.world.clock)]).await.unwrap();
     for path in ["/api/operations/dead-letters", "/api/operations/dead-letters?consumer=lookup&limit=5"] {
         let (status, body) = json_of(stage.operator(Method::GET, path)).await;
         assert_eq!((status, body["items"].as_array().unwrap().len()), (200, 1), "{path}");
@@ -58,7 +59,7 @@ async fn lag_is_summed_by_group_and_topic() {
         event.key = number.to_string();
         events.push(event);
     }
-    stage.world.log.publish(&events).await.unwrap();
+    stage.world.log.publish(events).await.unwrap();
     let (status, body) = json_of(stage.operator(Method::GET, "/api/operations/lag")).await;
     let expected =
         json!({"items": [{"group": "history", "topic": "delivery.events", "committed": 0, "end": 20, "lag": 20}]});
@@ -114,7 +115,7 @@ async fn a_development_token_opens_the_api_and_only_where_it_is_on() {
     let request = stage.anonymous(Method::GET, "/api/deliveries").bearer_auth(body["token"].as_str().unwrap());
     assert_eq!(json_of(request).await.0, 200);
 
-    let closed = Stage::start(&[], Config { dev_issuer: false }).await;
+    let closed = Stage::start(World::new().await, &[], Config::default()).await;
     let absent = problem_of(closed.anonymous(Method::POST, "/api/absent").json(&wish)).await;
     assert_eq!(absent.0, 404);
     assert_eq!(problem_of(closed.anonymous(Method::POST, "/api/dev/token").json(&wish)).await, absent);

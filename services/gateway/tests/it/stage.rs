@@ -123,16 +123,15 @@ pub(crate) struct Stage {
 impl Stage {
     /// Everybody is there.
     pub(crate) async fn new() -> Self {
-        Self::start(&[], Config::default()).await
+        Self::without(&[]).await
     }
 
     /// Those services are not reachable.
     pub(crate) async fn without(away: &[&str]) -> Self {
-        Self::start(away, Config::default()).await
+        Self::start(World::new().await, away, Config { dev_issuer: true }).await
     }
 
-    pub(crate) async fn start(away: &[&str], config: Config) -> Self {
-        let world = World::new().await;
+    pub(crate) async fn start(world: World, away: &[&str], config: Config) -> Self {
         let mut tasks = JoinSet::new();
         let mut peers = HashMap::new();
         let mut urls = Vec::new();

@@ -1,14 +1,18 @@
 //! Live streams: merged, followed over reconnects, passed on, ended.
 
+use std::{sync::Arc, time::Duration};
+
+use contracts::api::Role;
 use futures::StreamExt;
+use gateway::Config;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use testkit::until;
+use testkit::{ManualClock, World, until};
 use tokio::sync::broadcast;
 
 use crate::{
     bodies::{DELIVERY, DRONE, fleet_drone, flight, package, record},
-    stage::{Stage, event},
+    stage::{Stage, event, problem_of},
 };
 
 const OTHER: &str = "0198c5a0-0000-7000-8000-000000000002";
@@ -37,7 +41,7 @@ impl Watcher {
                 }
                 continue;
             }
-            let chunk = tokio::time::timeout(std::time::Duration::from_secs(20), self.chunks.next());
+            let chunk = tokio::time::timeout(Duration::from_secs(20), self.chunks.next());
             let Some(Ok(chunk)) = chunk.await.expect("the stream is silent") else { return None };
             self.text.push_str(std::str::from_utf8(&chunk).unwrap());
         }
@@ -159,4 +163,54 @@ async fn a_shutdown_ends_every_stream() {
     assert!(fleet.next().await.is_some() && mine.next().await.is_some());
     stage.world.shutdown.cancel();
     assert_eq!((fleet.next().await, mine.next().await), (None, None));
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_token_that_opened_it() {
+    let clock = Arc::new(ManualClock::starting_now());
+    let world = World::with_clock(clock.clone()).await;
+    let stage = Stage::start(world, &[], Config::default()).await;
+    let page = json!({"items": [], "next_cursor": null});
+    stage.peer("delivery").on("GET /deliveries", 200, page);
+    stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
+    stage.peer("delivery").stream(&format!("GET /deliveries/{DELIVERY}/events"), &[record(DELIVERY, "Requested", 1)]);
+    stage.peer("fleet").stream("GET /drones/events", &[json!([])]);
+    stage.peer("tracking").stream("GET /missions", &[json!({"type": "snapshot", "missions": []})]);
+    let missions = stage.north(Method::GET, "/api/missions").header("accept", "text/event-stream");
+    let mut watchers = Vec::new();
+    for request in [
+        stage.alice(Method::GET, "/api/events"),
+        stage.alice(Method::GET, &format!("/api/deliveries/{DELIVERY}/events")),
+        stage.operator(Method::GET, "/api/fleet/events"),
+        missions,
+    ] {
+        let mut watcher = Watcher::new(request.send().await.unwrap());
+        assert!(watcher.next().await.is_some());
+        watchers.push(watcher);
+    }
+    clock.advance(Duration::from_secs(3_600 + 60));
+    for mut watcher in watchers {
+        assert_eq!(watcher.next().await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_may_have_16_streams_and_keeps_nobody_else_from_theirs() {
+    let stage = Stage::new().await;
+    stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
+    stage.peer("fleet").stream("GET /drones/events", &[json!([])]);
+    let mut open = Vec::new();
+    for _ in 0..16 {
+        open.push(Watcher::new(stage.alice(Method::GET, "/api/events").send().await.unwrap()));
+    }
+    let (status, problem) = problem_of(stage.alice(Method::GET, "/api/events")).await;
+    assert_eq!((status, problem.title.as_str()), (429, "Too Many Requests"));
+    Watcher::new(stage.as_role("bob", Role::Customer, Method::GET, "/api/events").send().await.unwrap());
+    Watcher::new(stage.north(Method::GET, "/api/fleet/events").send().await.unwrap());
+    open.pop();
+    until("a place", async || {
+        let response = stage.alice(Method::GET, "/api/events").send().await.unwrap();
+        (response.status() == 200).then_some(())
+    })
+    .await;
 }

@@ -24,7 +24,7 @@ use super::{
     parquet_file::{self, text_column},
     schema::{CUSTOMER_ID, DELIVERY_ID, FINISHED_AT, RECORD},
 };
-use crate::domain::{Key, date_of, possible_dates};
+use crate::domain::{Key, date_of, first_possible_date};
 
 /// How old the list of files may be for an answer: other replicas' commits are seen after it.
 const MAX_STALENESS: Duration = Duration::from_secs(1);
@@ -79,10 +79,11 @@ impl Reader {
 
     /// One finished delivery.
     pub(crate) async fn delivery(&self, id: DeliveryId) -> Result<Option<DeliveryRecord>, LakeError> {
-        let Some((first, last)) = possible_dates(id) else { return Ok(None) };
+        let Some(first) = first_possible_date(id) else { return Ok(None) };
         let view = self.table.recent_view(MAX_STALENESS).await?;
         let ids: HashSet<String> = [id.to_string()].into();
-        for date in view.dates(first, last) {
+        // Ids are ordered by time: but for a delivery that took very long, no file of a later date has it in its range.
+        for date in view.dates(first, NaiveDate::MAX) {
             let files: Vec<_> = view.of_date(date).iter().filter(|file| file.may_hold(id.0)).cloned().collect();
             let mut reads =
                 stream::iter(files).map(|file| self.records_of(file, ids.clone())).buffered(CONCURRENT_FILES);
@@ -100,9 +101,11 @@ impl Reader {
         let view = self.table.recent_view(MAX_STALENESS).await?;
         let mut by_date: BTreeMap<NaiveDate, Vec<Key>> = BTreeMap::new();
         for id in ids {
-            let Some((first, last)) = possible_dates(*id) else { continue };
-            for date in view.dates(first, last) {
-                by_date.entry(date).or_default().push(Key { delivery: id.0, attempt: 0, sequence: 0 });
+            let Some(first) = first_possible_date(*id) else { continue };
+            for date in view.dates(first, NaiveDate::MAX) {
+                if view.of_date(date).iter().any(|file| file.may_hold(id.0)) {
+                    by_date.entry(date).or_default().push(Key { delivery: id.0, attempt: 0, sequence: 0 });
+                }
             }
         }
         let mut held: HashSet<Uuid> = HashSet::new();

@@ -31,6 +31,7 @@ use super::{
     files::{DataFile, View},
     schema::{DATE, TableKind},
 };
+use crate::domain::is_outdated;
 
 /// How long a removed file stays for readers of an older version, in Delta's words. Longer than any query runs.
 pub(crate) const TOMBSTONE_RETENTION: &str = "interval 1 hours";
@@ -155,7 +156,7 @@ impl Table {
     /// The files as of at most `age` ago, or as last seen while somebody is committing.
     pub(crate) async fn recent_view(&self, age: Duration) -> Result<Arc<View>, LakeError> {
         if let Ok(mut state) = self.state.try_lock()
-            && (self.clock.now() - state.refreshed_at).to_std().is_ok_and(|since| since >= age)
+            && is_outdated(state.refreshed_at, age, self.clock.now())
         {
             self.refresh(&mut state).await?;
         }
@@ -216,7 +217,7 @@ impl Table {
     }
 
     fn lags(&self, state: &State) -> bool {
-        (self.clock.now() - state.refreshed_at).to_std().is_ok_and(|since| since > MAX_STEPWISE_LAG)
+        is_outdated(state.refreshed_at, MAX_STEPWISE_LAG, self.clock.now())
     }
 
     fn publish(&self, view: View) {

@@ -21,7 +21,7 @@ use super::{
     schema::stats_of,
     table::{Change, LockedTable},
 };
-use crate::domain::Key;
+use crate::domain::{Key, is_outdated};
 
 /// Commits lost in a row to other writers before the caller is told: each loss means that another one succeeded.
 const MAX_CONFLICTS: usize = 20;
@@ -228,7 +228,7 @@ impl<R: Row> Writer<R> {
     }
 
     fn offsets_are_due(&self) -> bool {
-        (self.table.clock().now() - self.committed_at).to_std().is_ok_and(|since| since >= OFFSETS_ONLY_INTERVAL)
+        is_outdated(self.committed_at, OFFSETS_ONLY_INTERVAL, self.table.clock().now())
     }
 
     /// The rows of a date that it does not hold yet, each once, in the order of their keys.

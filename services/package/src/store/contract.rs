@@ -64,7 +64,8 @@ impl Subject {
     /// As if the relay had published everything.
     async fn all_told(&self) {
         let rows = self.opened.outbox.read(10_000).await.unwrap();
-        self.opened.outbox.delete(&rows).await.unwrap();
+        let seqs: Vec<_> = rows.iter().map(|row| row.seq).collect();
+        self.opened.outbox.delete(&seqs).await.unwrap();
     }
 }
 

@@ -6,7 +6,7 @@ pub(crate) mod contract;
 pub(crate) mod samples;
 mod sqlite;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use contracts::{
@@ -30,6 +30,8 @@ const INGEST_LIMITS: Limits = Limits {
     queue: 128,
     // The embedded store has one writer: what waits for it becomes the next batch.
     concurrency: 1,
+    // Requests come as batches already.
+    pace: Duration::ZERO,
 };
 
 /// Why the store did not do as asked.

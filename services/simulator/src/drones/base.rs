@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed, time
 use bytes::{Bytes, BytesMut};
 use contracts::{
     DroneId, Timestamp,
-    api::{MAX_TELEMETRY_LINES, TelemetryAnswer},
+    api::{MAX_TELEMETRY_LINES, TelemetryAnswer, UNKNOWN_DRONE_REASON},
     commands::{Mission, MissionUpdate},
 };
 use reqwest::Method;
@@ -273,18 +273,13 @@ impl Station {
         for rejected in &answer.rejected {
             let Some(&index) = rejected.line.checked_sub(1).and_then(|line| batch.lines.get(line)) else { continue };
             let drone = &mut self.drones[index as usize];
-            if names_unknown_drone(&rejected.reason) && drone.registered {
+            // The fleet has lost its data of the drone, so it is told again.
+            if rejected.reason == UNKNOWN_DRONE_REASON && drone.registered {
                 drone.registered = false;
                 self.unregistered.push(index as usize);
             }
         }
     }
-}
-
-/// Whether a line was refused because the fleet has no such drone: its data are gone, so it is told again.
-fn names_unknown_drone(reason: &str) -> bool {
-    let reason = reason.to_ascii_lowercase();
-    reason.contains("unknown_drone") || reason.contains("unknown drone") || reason.contains("unknowndrone")
 }
 
 /// Runs the station until it is told to stop.

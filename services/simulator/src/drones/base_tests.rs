@@ -1,6 +1,10 @@
 //! How a base station batches its drones' reports and follows its missions.
 
-use contracts::{Coordinate, DeliveryId, Stage, SystemClock, api::Confirmation, api::TelemetryLine, flight::Airframe};
+use contracts::{
+    Coordinate, DeliveryId, Stage, SystemClock,
+    api::{Confirmation, RejectedLine, TelemetryLine},
+    flight::Airframe,
+};
 use uuid::Uuid;
 
 use super::*;
@@ -156,9 +160,9 @@ fn a_drone_that_the_fleet_has_lost_is_registered_again() {
     clock.pass(1_000);
     let batch = station.tick(true).unwrap();
     let lost = batch.lines[1] as usize;
-    let body = r#"{"accepted":1,"stale":0,"rejected":[{"line":2,"reason":"unknown_drone","retryable":false}]}"#;
-    let answer =
-        Answer { status: reqwest::StatusCode::OK, body: Bytes::from_static(body.as_bytes()), retry_after: None };
+    let rejected = RejectedLine { line: 2, reason: UNKNOWN_DRONE_REASON.to_owned(), retryable: false };
+    let body = serde_json::to_vec(&TelemetryAnswer { accepted: 1, stale: 0, rejected: vec![rejected] }).unwrap();
+    let answer = Answer { status: reqwest::StatusCode::OK, body: body.into(), retry_after: None };
     station.settle_reports(batch, Ok(answer));
     assert_eq!(station.unregistered, [lost]);
     clock.pass(20_000);

@@ -156,11 +156,10 @@ impl Draft {
         let Some(plan) = flight.plan.as_ref().filter(|_| flight.attempt == report.attempt) else {
             return ReportOutcome::Stale;
         };
-        if plan.drone_id != report.drone_id {
-            return rejected(ReportFault::NotYourFlight);
-        }
-        if !speaks(&plan.base_id) {
-            return rejected(ReportFault::NotYourDrone);
+        // Another drone's flight, and one of a drone that the caller may not speak for, is answered as one that is not
+        // there: whoever tries ids does not learn which deliveries are in the air.
+        if plan.drone_id != report.drone_id || !speaks(&plan.base_id) {
+            return ReportOutcome::Stale;
         }
         if flight.last.is_some_and(|last| report.fix.sequence <= last.sequence) {
             return ReportOutcome::Stale;

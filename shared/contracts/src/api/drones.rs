@@ -91,6 +91,10 @@ pub struct RejectedLine {
     pub retryable: bool,
 }
 
+/// The reason of a line whose drone the caller does not run: nobody registered it, or it is somebody else's. Which of
+/// the two is not said. A base station that should have that drone registers it again.
+pub const UNKNOWN_DRONE_REASON: &str = "drone_id: no such drone of yours";
+
 /// `PUT /api/fleet/{drone_id}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

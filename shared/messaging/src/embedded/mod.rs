@@ -2,18 +2,29 @@
 //!
 //! Appends of concurrent callers share one transaction and one fsync. A partition's records are stored as batches,
 //! as Kafka stores them; the newest are also kept in memory, so that a consumer that keeps up reads no disk.
+//!
+//! Invariants:
+//! - one process a file: a lock says so;
+//! - what a known group has not committed is never dropped, however old. This differs from Kafka on purpose: nobody
+//!   watches the retention of an embedded log, and a consumer that was stuck for a day must not lose what it missed. A
+//!   group is known from its first joining on, for ever, so groups are named after services, never after instances;
+//! - a dead letter is never dropped before its redrive;
+//! - a log whose tasks have panicked answers nobody: the process ends.
 
+mod lock;
 mod state;
 mod storage;
 mod subscription;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use contracts::{Clock, events::CloudEvent};
+use futures::FutureExt;
 use tokio::{sync::watch, task::JoinSet};
 
 use self::{
+    lock::FileLock,
     state::State,
     storage::{Storage, Write, WriteResult},
     subscription::EmbeddedSubscription,
@@ -28,9 +39,12 @@ const WRITE_LIMITS: Limits = Limits {
     queue: 1_024,
     // One writer: offsets are handed out in order.
     concurrency: 1,
+    // Those who write are paced themselves.
+    pace: Duration::ZERO,
 };
 
-/// How long records are kept. Inbox entries must outlive it.
+/// How long records are kept at least: a new group finds that much, and a known group whatever it has not committed.
+/// Inbox entries must outlive it.
 pub const RETENTION: chrono::Duration = chrono::Duration::hours(24);
 
 /// How often old records are dropped.
@@ -51,8 +65,9 @@ pub(crate) struct Shared {
 }
 
 impl EmbeddedLog {
-    /// Opens (and makes) the log in the file at `path`.
+    /// Opens (and makes) the log in the file at `path`. Fails where another process has it open.
     pub async fn open(path: &str, clock: Arc<dyn Clock>) -> Result<Self, LogError> {
+        let lock = Arc::new(FileLock::take(path).await.map_err(LogError::unavailable)?);
         let storage = Storage::open(path).await.map_err(LogError::unavailable)?;
         let (announce, changed) = watch::channel(0);
         let state = State::new(storage.load().await.map_err(LogError::unavailable)?, announce);
@@ -62,9 +77,18 @@ impl EmbeddedLog {
             async move { storage::write(&storage, &state, writes, now).await }
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(worker);
-        tasks.spawn(drop_old_records(storage.clone(), state.clone(), clock));
+        tasks.spawn(or_abort("writer", worker, lock.clone()));
+        tasks.spawn(or_abort("janitor", drop_old_records(storage.clone(), state.clone(), clock), lock));
         Ok(Self { shared: Arc::new(Shared { state, storage, writer, changed }), _tasks: tasks })
+    }
+}
+
+/// Runs one of the log's tasks, and ends the process where it panics: memory and disk may differ from then on, and a
+/// process that lived on without its log would answer "shutting down" for ever. The lock goes after the task.
+async fn or_abort(name: &'static str, task: impl Future<Output = ()>, _lock: Arc<FileLock>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        tracing::error!(task = name, "a task of the event log has panicked: aborting the process");
+        std::process::abort();
     }
 }
 
@@ -85,18 +109,17 @@ impl Shared {
 
 #[async_trait]
 impl EventLog for EmbeddedLog {
-    async fn publish(&self, events: &[CloudEvent]) -> Result<(), LogError> {
+    async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError> {
         if events.is_empty() {
             return Ok(());
         }
-        let events = events.iter().cloned().map(Arc::new).collect();
+        let events = events.into_iter().map(Arc::new).collect();
         self.shared.write(Write::Publish(events)).await
     }
 
     async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError> {
-        for topic in topics {
-            self.shared.write(Write::EnsureTopic((*topic).to_owned())).await?;
-        }
+        let joined = topics.iter().map(|topic| (*topic).to_owned()).collect();
+        self.shared.write(Write::Join { group: group.to_owned(), topics: joined }).await?;
         Ok(Box::new(EmbeddedSubscription::join(self.shared.clone(), group, topics)))
     }
 

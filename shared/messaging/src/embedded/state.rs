@@ -88,12 +88,7 @@ impl State {
         }
         for (group, storage_id, number, committed) in loaded.committed {
             let Some(name) = names.get(&storage_id) else { continue };
-            let group = inner.groups.entry(group).or_default();
-            // A partition that the group has not committed yet counts from its start.
-            for other in 0..PARTITIONS {
-                group.committed.entry((name.clone(), other)).or_insert(0);
-            }
-            group.committed.insert((name.clone(), number), committed);
+            inner.groups.entry(group).or_default().committed.insert((name.clone(), number), committed);
         }
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -140,6 +135,20 @@ impl State {
         inner.announce();
     }
 
+    /// Whether the group has ever joined to hear of the topic.
+    pub(super) fn knows(&self, group: &str, topic: &str) -> bool {
+        self.lock().groups.get(group).is_some_and(|group| group.committed.contains_key(&(topic.into(), 0)))
+    }
+
+    /// The group hears of the topic from now on: what it has not committed counts from the start.
+    pub(super) fn know(&self, group: &str, topic: &str) {
+        let mut inner = self.lock();
+        let group = inner.groups.entry(group.to_owned()).or_default();
+        for number in 0..PARTITIONS {
+            group.committed.entry((topic.into(), number)).or_insert(0);
+        }
+    }
+
     pub(super) fn set_committed(&self, group: &str, at: TopicPartition, next: u64) {
         self.lock().groups.entry(group.to_owned()).or_default().committed.insert(at, next);
     }
@@ -160,6 +169,7 @@ impl State {
         Found::Records(offset, partition.tail.iter().skip(skip).take(max).cloned().collect())
     }
 
+    /// A new member of a group that is known for these topics.
     pub(super) fn join(&self, group: &str, topics: &[&str]) -> u64 {
         let mut inner = self.lock();
         inner.next_member += 1;
@@ -167,11 +177,6 @@ impl State {
         let names: Vec<Arc<str>> =
             topics.iter().filter_map(|name| inner.topics.get_key_value(*name)).map(|(name, _)| name.clone()).collect();
         let group = inner.groups.entry(group.to_owned()).or_default();
-        for name in &names {
-            for number in 0..PARTITIONS {
-                group.committed.entry((name.clone(), number)).or_insert(0);
-            }
-        }
         group.members.push((member, names));
         group.generation += 1;
         inner.announce();

@@ -1,6 +1,9 @@
 //! The embedded log's file: batches of records, committed offsets.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use contracts::{
     Timestamp,
@@ -13,11 +16,12 @@ use uuid::Uuid;
 use super::state::{Loaded, State};
 use crate::{
     LogError, Offset,
-    dead_letters::TOPIC_SUFFIX,
+    dead_letters::{REDRIVE_SUFFIX, TOPIC_SUFFIX},
     sqlite::{self, Sqlite},
 };
 
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 create table topics (id integer primary key, name text not null unique, uid text not null);
 create table batches (
     topic integer not null,
@@ -34,12 +38,21 @@ create table ends (topic integer not null, partition integer not null, next inte
     primary key (topic, partition)) without rowid;
 create table committed (grp text not null, topic integer not null, partition integer not null, next integer not null,
     primary key (grp, topic, partition)) without rowid;
-"];
+",
+    "
+-- A group has a row for each of a topic's eight partitions from its joining on, so that retention knows what it wants.
+with recursive partitions (number) as (select 0 union all select number + 1 from partitions where number < 7)
+insert or ignore into committed (grp, topic, partition, next)
+    select distinct grp, topic, number, 0 from committed, partitions;
+create index committed_by_partition on committed (topic, partition, next);
+",
+];
 
 /// One durable write.
 pub(super) enum Write {
     Publish(Vec<Arc<CloudEvent>>),
     Commit { group: String, next: Vec<Offset> },
+    Join { group: String, topics: Vec<String> },
     EnsureTopic(String),
 }
 
@@ -51,7 +64,7 @@ pub(super) struct Storage {
 }
 
 /// A record as it lies in a batch; topic and offset are the batch's.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Stored {
     id: Uuid,
     key: String,
@@ -63,19 +76,34 @@ struct Stored {
     data: Vec<u8>,
 }
 
-impl Stored {
-    fn new(event: &CloudEvent) -> Self {
+/// The same as [`Stored`], field for field, on its way to the disk: borrowed, since data can be large.
+#[derive(Serialize)]
+struct Storing<'a> {
+    id: Uuid,
+    key: &'a str,
+    kind: &'a str,
+    source: &'a str,
+    time_us: i64,
+    traceparent: Option<&'a str>,
+    #[serde(with = "serde_bytes")]
+    data: &'a [u8],
+}
+
+impl<'a> Storing<'a> {
+    fn new(event: &'a CloudEvent) -> Self {
         Self {
             id: event.id,
-            key: event.key.clone(),
-            kind: event.kind.clone(),
-            source: event.source.clone(),
+            key: &event.key,
+            kind: &event.kind,
+            source: &event.source,
             time_us: event.time.timestamp_micros(),
-            traceparent: event.traceparent.clone(),
-            data: event.data.clone(),
+            traceparent: event.traceparent.as_deref(),
+            data: &event.data,
         }
     }
+}
 
+impl Stored {
     fn event(self, topic: &str) -> CloudEvent {
         CloudEvent {
             id: self.id,
@@ -134,18 +162,21 @@ impl Storage {
     }
 
     pub(super) async fn load(&self) -> Result<Loaded, sqlx::Error> {
+        // Behind the last commit of a log that was dropped just now, which may still be under way.
+        let mut transaction = self.store.writer.begin_with("BEGIN IMMEDIATE").await?;
         let topics: Vec<(String, String, i64)> =
-            sqlx::query_as("select name, uid, id from topics").fetch_all(&self.store.writer).await?;
+            sqlx::query_as("select name, uid, id from topics").fetch_all(&mut *transaction).await?;
         let ends: Vec<(i64, u32, i64, i64)> = sqlx::query_as(
             "select e.topic, e.partition,
                 coalesce((select min(base) from batches b where b.topic = e.topic and b.partition = e.partition),
                     e.next), e.next
              from ends e",
         )
-        .fetch_all(&self.store.writer)
+        .fetch_all(&mut *transaction)
         .await?;
         let committed: Vec<(String, i64, u32, i64)> =
-            sqlx::query_as("select grp, topic, partition, next from committed").fetch_all(&self.store.writer).await?;
+            sqlx::query_as("select grp, topic, partition, next from committed").fetch_all(&mut *transaction).await?;
+        transaction.rollback().await?;
         let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
         Ok(Loaded {
             topics,
@@ -155,8 +186,8 @@ impl Storage {
     }
 
     async fn try_write(&self, state: &State, writes: &[Write], now: Timestamp) -> Result<(), sqlx::Error> {
-        let (appends, commits, missing) = plan(state, writes);
-        if appends.is_empty() && commits.is_empty() && missing.is_empty() {
+        let Plan { appends, commits, joins, missing } = plan(state, writes);
+        if appends.is_empty() && commits.is_empty() && joins.is_empty() && missing.is_empty() {
             return Ok(());
         }
         let mut transaction = self.store.writer.begin_with("BEGIN IMMEDIATE").await?;
@@ -176,6 +207,7 @@ impl Storage {
             fresh.or_else(|| state.storage_id(name)).unwrap_or(0)
         };
         insert_batches(&mut transaction, state, &appends, &storage_id, now).await?;
+        insert_joins(&mut transaction, &joins, &storage_id).await?;
         upsert_commits(&mut transaction, &commits, &storage_id).await?;
         transaction.commit().await?;
         for (name, uid, id) in made {
@@ -183,6 +215,9 @@ impl Storage {
         }
         for ((topic, partition), records) in &appends {
             state.append(topic, *partition, records);
+        }
+        for (group, topic) in joins {
+            state.know(&group, &topic);
         }
         for ((group, topic, partition), next) in commits {
             state.set_committed(&group, (topic.as_str().into(), partition), next);
@@ -227,19 +262,27 @@ impl Storage {
         Ok(records)
     }
 
+    /// Drops the batches that were written before `horizon` and that every group of their topic has committed. Dead
+    /// letters also wait for their redrive, whether or not it has ever been asked for.
     pub(super) async fn drop_before(&self, horizon: Timestamp, state: &State) -> Result<(), sqlx::Error> {
         let mut transaction = self.store.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let dropped: Vec<(i64, u32, i64)> =
-            // Dead letters wait for somebody to see to them, however long that takes.
-            sqlx::query_as(
-                "delete from batches
-                 where at_ms < ? and topic not in (select id from topics where name like '%' || ?)
-                 returning topic, partition, base + count",
-            )
-            .bind(horizon.timestamp_millis())
-            .bind(TOPIC_SUFFIX)
-            .fetch_all(&mut *transaction)
-            .await?;
+        let dropped: Vec<(i64, u32, i64)> = sqlx::query_as(
+            "delete from batches as b
+             where at_ms < ?1
+             and not exists (select 1 from committed c
+                where c.topic = b.topic and c.partition = b.partition and c.next < b.base + b.count)
+             and not exists (select 1 from topics t
+                where t.id = b.topic and t.name like '%' || ?2
+                and not exists (select 1 from committed c
+                    where c.grp = substr(t.name, 1, length(t.name) - length(?2)) || ?3
+                    and c.topic = b.topic and c.partition = b.partition))
+             returning topic, partition, base + count",
+        )
+        .bind(horizon.timestamp_millis())
+        .bind(TOPIC_SUFFIX)
+        .bind(REDRIVE_SUFFIX)
+        .fetch_all(&mut *transaction)
+        .await?;
         transaction.commit().await?;
         for (topic, partition, next) in dropped {
             state.forget_before(topic, partition, u64::try_from(next).unwrap_or(0));
@@ -250,8 +293,19 @@ impl Storage {
 
 type Commits = BTreeMap<(String, String, u32), u64>;
 
-fn plan(state: &State, writes: &[Write]) -> (Appends, Commits, Vec<String>) {
-    let (mut appends, mut commits, mut missing) = (Appends::new(), Commits::new(), Vec::new());
+/// What a transaction has to do.
+struct Plan {
+    appends: Appends,
+    commits: Commits,
+    /// Groups and the topics that they join for the first time.
+    joins: BTreeSet<(String, String)>,
+    /// Topics that have to be made.
+    missing: Vec<String>,
+}
+
+fn plan(state: &State, writes: &[Write]) -> Plan {
+    let (mut appends, mut commits, mut joins, mut missing) =
+        (Appends::new(), Commits::new(), BTreeSet::new(), Vec::new());
     let mut need = |topic: &str| {
         if state.storage_id(topic).is_none() && !missing.iter().any(|name| name == topic) {
             missing.push(topic.to_owned());
@@ -267,6 +321,14 @@ fn plan(state: &State, writes: &[Write]) -> (Appends, Commits, Vec<String>) {
                     appends.entry(at).or_default().push(event.clone());
                 }
             }
+            Write::Join { group, topics } => {
+                for topic in topics {
+                    need(topic);
+                    if !state.knows(group, topic) {
+                        joins.insert((group.clone(), topic.clone()));
+                    }
+                }
+            }
             Write::Commit { group, next } => {
                 for offset in next {
                     commits.insert((group.clone(), offset.topic.clone(), offset.partition), offset.offset);
@@ -274,7 +336,7 @@ fn plan(state: &State, writes: &[Write]) -> (Appends, Commits, Vec<String>) {
             }
         }
     }
-    (appends, commits, missing)
+    Plan { appends, commits, joins, missing }
 }
 
 async fn insert_batches(
@@ -286,7 +348,7 @@ async fn insert_batches(
 ) -> Result<(), sqlx::Error> {
     let mut rows = Vec::with_capacity(appends.len());
     for ((topic, partition), events) in appends {
-        let stored: Vec<_> = events.iter().map(|event| Stored::new(event)).collect();
+        let stored: Vec<_> = events.iter().map(|event| Storing::new(event)).collect();
         let blob = postcard::to_stdvec(&stored).map_err(|error| sqlx::Error::Encode(error.to_string().into()))?;
         let base = i64::try_from(state.end(topic, *partition)).unwrap_or(i64::MAX);
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
@@ -312,6 +374,24 @@ async fn insert_batches(
     Ok(())
 }
 
+async fn insert_joins(
+    connection: &mut SqliteConnection,
+    joins: &BTreeSet<(String, String)>,
+    storage_id: &impl Fn(&str) -> i64,
+) -> Result<(), sqlx::Error> {
+    if joins.is_empty() {
+        return Ok(());
+    }
+    let rows = joins.iter().flat_map(|join| (0..PARTITIONS).map(move |partition| (join, partition)));
+    let mut insert = QueryBuilder::<Db>::new("insert into committed (grp, topic, partition, next) ");
+    insert.push_values(rows, |mut row, ((group, topic), partition)| {
+        row.push_bind(group).push_bind(storage_id(topic)).push_bind(partition).push_bind(0);
+    });
+    insert.push(" on conflict (grp, topic, partition) do nothing");
+    insert.build().execute(&mut *connection).await?;
+    Ok(())
+}
+
 async fn upsert_commits(
     connection: &mut SqliteConnection,
     commits: &Commits,
@@ -328,4 +408,24 @@ async fn upsert_commits(
     upsert.push(" on conflict (grp, topic, partition) do update set next = excluded.next");
     upsert.build().execute(&mut *connection).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_the_first_version_gets_the_rows_that_its_groups_lack() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.db").display().to_string();
+        let old = sqlite::open(&path, &MIGRATIONS[..1]).await.unwrap();
+        sqlx::raw_sql("insert into topics values (1, 'a', 'x'); insert into committed values ('group', 1, 3, 7);")
+            .execute(&old.writer)
+            .await
+            .unwrap();
+        let mut committed = Storage::open(&path).await.unwrap().load().await.unwrap().committed;
+        committed.sort();
+        let expected = (0..PARTITIONS).map(|number| ("group".to_owned(), 1, number, if number == 3 { 7 } else { 0 }));
+        assert_eq!(committed, expected.collect::<Vec<_>>());
+    }
 }

@@ -136,7 +136,7 @@ async fn an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_
     let subject = subject().await;
     let recorder = Recorder::with(&[(2, Mood::AtFaultUntil(u32::MAX))]);
     let bad = fleet_event("key", 2);
-    subject.log.publish(&[fleet_event("key", 1), bad.clone(), fleet_event("key", 3)]).await.unwrap();
+    subject.log.publish(vec![fleet_event("key", 1), bad.clone(), fleet_event("key", 3)]).await.unwrap();
     let running = Running::start(&subject.log, &recorder);
     until_waiting(&*subject.log, 1).await;
     until_caught_up(&*subject.log).await;
@@ -157,7 +157,7 @@ async fn an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_
 async fn a_fault_that_passes_makes_no_dead_letter() {
     let subject = subject().await;
     let recorder = Recorder::with(&[(1, Mood::AtFaultUntil(3))]);
-    subject.log.publish(&[fleet_event("key", 1)]).await.unwrap();
+    subject.log.publish(vec![fleet_event("key", 1)]).await.unwrap();
     let running = Running::start(&subject.log, &recorder);
     until_caught_up(&*subject.log).await;
     assert_eq!((recorder.tries(1), recorder.effect("key")), (3, Some(1)));
@@ -172,7 +172,7 @@ async fn a_redrive_publishes_exactly_the_waiting_letters_again() {
     let moods: Vec<_> = at_fault.iter().map(|number| (*number, Mood::AtFaultUntil(u32::MAX))).collect();
     let recorder = Recorder::with(&moods);
     let events: Vec<_> = (0..50).map(|number| fleet_event(&format!("key-{number}"), number)).collect();
-    subject.log.publish(&events).await.unwrap();
+    subject.log.publish(events).await.unwrap();
     let running = Running::start(&subject.log, &recorder);
     until_waiting(&*subject.log, 25).await;
     let mut watcher = subject.log.subscribe("watcher", &[EVENTS.name()]).await.unwrap();
@@ -206,7 +206,7 @@ async fn a_redrive_that_somebody_watches_still_takes_each_letter_once() {
     let moods: Vec<_> = (0..40).map(|number| (number, Mood::AtFaultUntil(u32::MAX))).collect();
     let recorder = Recorder::with(&moods);
     let events: Vec<_> = (0..40).map(|number| fleet_event(&format!("key-{number}"), number)).collect();
-    subject.log.publish(&events).await.unwrap();
+    subject.log.publish(events).await.unwrap();
     let running = Running::start(&subject.log, &recorder);
     until_waiting(&*subject.log, 40).await;
     running.stop().await;
@@ -229,8 +229,8 @@ async fn a_redrive_that_somebody_watches_still_takes_each_letter_once() {
 async fn an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order() {
     let subject = subject().await;
     let recorder = Recorder::with(&[(1, Mood::AwayUntil(6))]);
-    let events = [fleet_event("key", 1), fleet_event("key", 2), fleet_event("key", 3)];
-    subject.log.publish(&events).await.unwrap();
+    let events = vec![fleet_event("key", 1), fleet_event("key", 2), fleet_event("key", 3)];
+    subject.log.publish(events).await.unwrap();
     let running = Running::start(&subject.log, &recorder);
     until("the third try", || async { (recorder.tries(1) >= 3).then_some(()) }).await;
     assert_eq!(lag(&*subject.log).await, Some(3), "nothing is committed while an effect is missing");
@@ -245,7 +245,7 @@ async fn an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_or
 async fn what_was_not_committed_is_handled_again_by_the_next_one() {
     let subject = subject().await;
     let recorder = Recorder::with(&[(1, Mood::AwayUntil(u32::MAX))]);
-    subject.log.publish(&[fleet_event("key", 0), fleet_event("key", 1)]).await.unwrap();
+    subject.log.publish(vec![fleet_event("key", 0), fleet_event("key", 1)]).await.unwrap();
     let running = Running::start(&subject.log, &recorder);
     until("a try", || async { (recorder.tries(1) > 0).then_some(()) }).await;
     running.stop().await;

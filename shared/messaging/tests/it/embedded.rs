@@ -1,10 +1,20 @@
-//! The embedded log: the contract of every log, and its own retention.
+//! The embedded log: the contract of every log, its own retention, and who may have its file.
 
-use std::time::Duration;
+use std::{
+    os::unix::process::ExitStatusExt,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use contracts::Clock;
-use messaging::{consumer::next_offsets, dead_letters, embedded::RETENTION};
+use async_trait::async_trait;
+use contracts::{Clock, SystemClock, Timestamp};
+use messaging::{consumer::next_offsets, dead_letters, embedded::RETENTION, outbox::chain, sqlite};
 use testkit::until;
+use uuid::Uuid;
 
 use crate::log_contract::{Subject, TOPIC, event, log_contract, number, read};
 
@@ -14,66 +24,157 @@ async fn subject() -> Subject {
 
 log_contract!(subject);
 
-/// How many records a new group has before it.
-async fn kept(subject: &Subject, group: &str) -> u64 {
-    let _subscription = subject.join(group).await;
-    let lags = subject.log.lag().await.unwrap();
-    lags.iter().filter(|lag| lag.group == group).map(messaging::GroupLag::lag).sum()
+/// Nobody listens to it: what is in it goes with the first round of the janitor after the retention.
+const UNHEARD: &str = "unheard.events";
+
+/// How many records of a topic are on disk.
+async fn on_disk(subject: &Subject, topic: &str) -> i64 {
+    let file = sqlite::open_read_only(&subject.path("log.db")).await.unwrap();
+    let (count,): (i64,) = sqlx::query_as(
+        "select coalesce(sum(count), 0) from batches where topic = (select id from topics where name = ?)",
+    )
+    .bind(topic)
+    .fetch_one(&file)
+    .await
+    .unwrap();
+    count
 }
 
-/// Moves time past the retention of what is there, to just before that of what follows.
-fn age(subject: &Subject) {
+/// Moves time past the retention of what is there, and waits until the janitor has judged all of it.
+async fn age(subject: &Subject) {
+    subject.log.publish(vec![event(UNHEARD, "key", 0)]).await.unwrap();
     subject.clock.advance(RETENTION.to_std().unwrap());
-}
-
-/// Waits until the janitor has been round: it drops what is older than the retention.
-async fn until_only(subject: &Subject, count: u64) {
-    let mut round = 0;
-    until("the janitor", || {
-        round += 1;
-        // Small steps: each lets the janitor go round, all together do not age what is to stay.
+    until("the janitor", || async {
+        // Small steps: each lets the janitor go round, all together do not age what comes after.
         subject.clock.advance(Duration::from_secs(61));
-        let group = format!("look-{round}");
-        async move { (kept(subject, &group).await == count).then_some(()) }
+        (on_disk(subject, UNHEARD).await == 0).then_some(())
     })
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn old_records_are_dropped_and_offsets_go_on() {
-    let subject = subject().await;
-    let mut slow = subject.join("slow").await;
-    subject.publish("key", 0..10).await;
-    let read_before = read(&mut *slow, 3, 3).await;
-    slow.commit(&next_offsets(&read_before)).await.unwrap();
-    age(&subject);
-    subject.publish("key", 10..12).await;
-    until_only(&subject, 2).await;
-    let kept = read(&mut *slow, 2, 10).await;
-    let places: Vec<_> = kept.iter().map(|record| (record.offset, number(record))).collect();
-    assert_eq!(places, [(10, 10), (11, 11)], "a slow group goes on with what is left");
-    slow.commit(&next_offsets(&kept)).await.unwrap();
-    drop(slow);
-    age(&subject);
-    until_only(&subject, 0).await;
-    let subject = subject.reopen().await;
-    subject.publish("key", 12..13).await;
-    let mut slow = subject.join("slow").await;
-    let after = read(&mut *slow, 1, 10).await;
-    assert_eq!((after[0].offset, number(&after[0])), (12, 12), "an emptied partition goes on counting");
+/// Commits the next `count` records of a group.
+async fn take(subject: &Subject, group: &str, topic: &str, count: usize) -> Vec<(u64, u64)> {
+    let mut subscription = subject.log.subscribe(group, &[topic]).await.unwrap();
+    let records = read(&mut *subscription, count, count).await;
+    subscription.commit(&next_offsets(&records)).await.unwrap();
+    records.iter().map(|record| (record.offset, number(record))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dead_letters_are_kept_until_somebody_has_seen_to_them() {
+async fn old_records_that_every_group_has_committed_are_dropped_and_offsets_go_on() {
+    let subject = subject().await;
+    subject.publish("key", 0..10).await;
+    take(&subject, "early", TOPIC, 10).await;
+    age(&subject).await;
+    assert_eq!(on_disk(&subject, TOPIC).await, 0);
+    subject.publish("key", 10..12).await;
+    assert_eq!(take(&subject, "late", TOPIC, 2).await, [(10, 10), (11, 11)], "a new group starts at what is left");
+    take(&subject, "early", TOPIC, 2).await;
+    age(&subject).await;
+    assert_eq!(on_disk(&subject, TOPIC).await, 0);
+    let subject = subject.reopen().await;
+    subject.publish("key", 12..13).await;
+    assert_eq!(take(&subject, "early", TOPIC, 1).await, [(12, 12)], "an emptied partition goes on counting");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_group_has_not_committed_is_kept_however_old() {
+    let subject = subject().await;
+    subject.publish("key", 0..3).await;
+    subject.publish("key", 3..10).await;
+    take(&subject, "quick", TOPIC, 10).await;
+    take(&subject, "slow", TOPIC, 5).await;
+    age(&subject).await;
+    assert_eq!(on_disk(&subject, TOPIC).await, 7, "the batch with the slow group's next record, and no other");
+    assert_eq!(take(&subject, "slow", TOPIC, 5).await, [(5, 5), (6, 6), (7, 7), (8, 8), (9, 9)]);
+    age(&subject).await;
+    assert_eq!(on_disk(&subject, TOPIC).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_has_only_joined_is_remembered_over_a_restart() {
+    let subject = subject().await;
+    drop(subject.join("joined").await);
+    subject.publish("key", 0..3).await;
+    take(&subject, "quick", TOPIC, 3).await;
+    let subject = subject.reopen().await;
+    age(&subject).await;
+    assert_eq!(take(&subject, "joined", TOPIC, 3).await, [(0, 0), (1, 1), (2, 2)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_are_kept_until_their_redrive_and_no_longer_than_others_after_it() {
     let subject = subject().await;
     let letters = dead_letters::topic_of("group");
-    subject.log.publish(&[event(&letters, "key", 1), event(TOPIC, "key", 1)]).await.unwrap();
-    age(&subject);
-    subject.publish("key", 2..3).await;
-    until_only(&subject, 1).await;
+    subject.log.publish(vec![event(&letters, "key", 1)]).await.unwrap();
+    take(&subject, "curious", &letters, 1).await;
+    age(&subject).await;
+    assert_eq!(on_disk(&subject, &letters).await, 1, "whoever else has read it");
     assert_eq!(dead_letters::waiting(&*subject.log, "group").await.unwrap(), 1);
-    let mut subscription = subject.log.subscribe("reader", &[&letters]).await.unwrap();
-    assert_eq!(number(&read(&mut *subscription, 1, 1).await[0]), 1);
+    age(&subject).await;
+    assert_eq!(on_disk(&subject, &letters).await, 1, "to look is not to redrive");
+    dead_letters::redrive(&*subject.log, "group").await.unwrap();
+    assert_eq!(on_disk(&subject, &letters).await, 1);
+    age(&subject).await;
+    assert_eq!(on_disk(&subject, &letters).await, 0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_in_use_is_refused_until_it_is_let_go() {
+    let subject = subject().await;
+    let refused = messaging::open(&subject.url, subject.clock.clone()).await.err().unwrap();
+    let told = chain(&refused);
+    assert!(told.contains("another process") && told.contains(&subject.path("log.db")), "{told}");
+    subject.publish("key", 0..1).await;
+    let subject = subject.reopen().await;
+    assert_eq!(take(&subject, "group", TOPIC, 1).await, [(0, 0)]);
+}
+
+/// Tells a copy of this program that it is the one to die, and where its log is.
+const DOOMED_LOG: &str = "DOOMED_LOG";
+
+/// A clock that panics from some moment on, and the log's writer with it.
+#[derive(Default)]
+struct BrokenClock {
+    broken: AtomicBool,
+}
+
+#[async_trait]
+impl Clock for BrokenClock {
+    fn now(&self) -> Timestamp {
+        assert!(!self.broken.load(Ordering::SeqCst), "the clock is broken");
+        SystemClock.now()
+    }
+
+    async fn sleep_until(&self, _deadline: Timestamp) {
+        std::future::pending::<()>().await;
+    }
+
+    fn new_id(&self) -> Uuid {
+        SystemClock.new_id()
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_panics_ends_the_process() {
+    if let Ok(url) = std::env::var(DOOMED_LOG) {
+        let clock = Arc::new(BrokenClock::default());
+        let log = messaging::open(&url, clock.clone()).await.unwrap();
+        log.publish(vec![event(TOPIC, "key", 1)]).await.unwrap();
+        clock.broken.store(true, Ordering::SeqCst);
+        let answer = log.publish(vec![event(TOPIC, "key", 2)]).await;
+        panic!("lives on, and answers {answer:?}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let doomed = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "embedded::a_writer_that_panics_ends_the_process", "--nocapture"])
+        .env(DOOMED_LOG, format!("embedded:{}", folder.path().join("log.db").display()))
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&doomed.stderr);
+    let sigabrt = 6;
+    assert_eq!(doomed.status.signal(), Some(sigabrt), "{told}");
+    assert!(told.contains("the clock is broken"), "{told}");
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ const MORE_THAN_MEMORY: u64 = 5_500;
 pub(crate) struct Subject {
     pub(crate) log: Arc<dyn EventLog>,
     pub(crate) clock: Arc<ManualClock>,
-    url: String,
+    pub(crate) url: String,
     folder: TempDir,
 }
 
@@ -52,6 +52,11 @@ impl Subject {
         Self { log, clock, url, folder }
     }
 
+    /// Where the file of that name in the log's folder lies.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
     pub(crate) async fn join(&self, group: &str) -> Box<dyn Subscription> {
         self.log.subscribe(group, &[TOPIC]).await.unwrap()
     }
@@ -59,7 +64,7 @@ impl Subject {
     /// Publishes records `numbers` of a key, in one call.
     pub(crate) async fn publish(&self, key: &str, numbers: std::ops::Range<u64>) {
         let events: Vec<_> = numbers.map(|number| event(TOPIC, key, number)).collect();
-        self.log.publish(&events).await.unwrap();
+        self.log.publish(events).await.unwrap();
     }
 }
 
@@ -160,8 +165,8 @@ pub(crate) async fn a_record_comes_out_as_it_went_in(subject: Subject) {
     let mut odd = event(TOPIC, "a key, with ⚠", 1);
     odd.data = vec![0, 159, 146, 150];
     let sent = vec![odd, event(TOPIC, "plain", 2)];
-    subject.log.publish(&[]).await.unwrap();
-    subject.log.publish(&sent).await.unwrap();
+    subject.log.publish(Vec::new()).await.unwrap();
+    subject.log.publish(sent.clone()).await.unwrap();
     for subject in [subject.join("before").await, subject.reopen().await.join("after").await] {
         let mut subscription = subject;
         let mut got = read(&mut *subscription, 2, 10).await;
@@ -178,7 +183,7 @@ pub(crate) async fn order_within_a_key_is_kept(subject: Subject) {
         for number in start..start + 10 {
             events.extend(keys.iter().map(|key| event(TOPIC, key, number)));
         }
-        subject.log.publish(&events).await.unwrap();
+        subject.log.publish(events).await.unwrap();
     }
     let mut subscription = subject.join("group").await;
     let records = read(&mut *subscription, 2_000, 77).await;
@@ -235,8 +240,8 @@ pub(crate) async fn a_busy_partition_does_not_hold_up_the_others(subject: Subjec
 }
 
 pub(crate) async fn a_group_reads_several_topics(subject: Subject) {
-    let events = [event("one.events", "key", 1), event("two.events", "key", 2), event("three.events", "key", 3)];
-    subject.log.publish(&events).await.unwrap();
+    let events = vec![event("one.events", "key", 1), event("two.events", "key", 2), event("three.events", "key", 3)];
+    subject.log.publish(events).await.unwrap();
     let mut subscription = subject.log.subscribe("group", &["one.events", "two.events"]).await.unwrap();
     let mut got: Vec<_> = read(&mut *subscription, 2, 10).await.iter().map(|r| r.topic.to_string()).collect();
     got.sort();
@@ -424,7 +429,7 @@ pub(crate) async fn concurrent_publishers_keep_their_own_order(subject: Subject)
             for start in (0..100).step_by(4) {
                 let key = format!("publisher-{publisher}");
                 let events: Vec<_> = (start..start + 4).map(|number| event(TOPIC, &key, number)).collect();
-                log.publish(&events).await.unwrap();
+                log.publish(events).await.unwrap();
             }
         });
     }

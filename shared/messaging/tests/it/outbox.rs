@@ -3,23 +3,24 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use contracts::{Clock, events::CloudEvent};
+use contracts::{Clock, Timestamp, events::CloudEvent};
 use messaging::{
     EventLog, GroupLag, LogError, Subscription,
     outbox::{self, OutboxSignal, OutboxSource, Relay, SqliteOutbox},
     sqlite::{self, Sqlite},
 };
 use tempfile::TempDir;
-use testkit::until;
+use testkit::{ManualClock, until};
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::log_contract::{Subject, TOPIC, by_key, event, read};
 
@@ -108,7 +109,7 @@ impl Troubled {
 
 #[async_trait]
 impl EventLog for Troubled {
-    async fn publish(&self, events: &[CloudEvent]) -> Result<(), LogError> {
+    async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError> {
         self.arrived.add_permits(1);
         if let Some(gate) = &self.gate {
             gate.acquire().await.unwrap().forget();
@@ -131,6 +132,28 @@ impl EventLog for Troubled {
 
     async fn topic_id(&self, topic: &str) -> Result<String, LogError> {
         self.log.topic_id(topic).await
+    }
+}
+
+/// A test's clock that remembers how long somebody wanted to sleep.
+struct Pauses {
+    clock: Arc<ManualClock>,
+    asked_ms: Mutex<Vec<i64>>,
+}
+
+#[async_trait]
+impl Clock for Pauses {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    async fn sleep_until(&self, deadline: Timestamp) {
+        self.asked_ms.lock().unwrap().push((deadline - self.now()).num_milliseconds());
+        self.clock.sleep_until(deadline).await;
+    }
+
+    fn new_id(&self) -> Uuid {
+        self.clock.new_id()
     }
 }
 
@@ -210,6 +233,38 @@ async fn a_relay_that_does_not_hear_the_logs_answer_doubles_but_never_loses() {
         assert_eq!(numbers.len(), 4 * 50, "{key}: published four times, heard once");
         assert_eq!(once(&numbers), upto(50), "{key}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_fails_is_asked_again_after_pauses_that_double_however_busy_the_store_is() {
+    let (subject, store) = (subject().await, Store::open().await);
+    let troubled = Troubled::losing(&subject.log, u32::MAX);
+    let pauses = Arc::new(Pauses { clock: subject.clock.clone(), asked_ms: Mutex::default() });
+    store.commit(&["a"], 0..1).await;
+    let relay = Relay {
+        source: store.outbox.clone(),
+        log: troubled.clone(),
+        signal: store.signal.clone(),
+        clock: pauses.clone(),
+        owner: "one".to_owned(),
+    };
+    let shutdown = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(relay.run(shutdown.clone()));
+    let expected = [200, 400, 800, 1_600, 2_000, 2_000];
+    for (number, pause) in (1..).zip(expected) {
+        until("a pause", || async { (pauses.asked_ms.lock().unwrap().len() == number).then_some(()) }).await;
+        // Time stands still, and commits wake nobody.
+        for commit in 0..10 {
+            store.commit(&["a"], commit..commit + 1).await;
+        }
+        assert_eq!(troubled.arrived.available_permits(), number);
+        subject.clock.advance(Duration::from_millis(pause));
+    }
+    until("the last try", || async { (troubled.arrived.available_permits() == 7).then_some(()) }).await;
+    assert_eq!(pauses.asked_ms.lock().unwrap()[..6], expected.map(u64::cast_signed));
+    shutdown.cancel();
+    tasks.join_next().await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! Nobody reads or changes what is not theirs, and cannot even tell that it is there: at the gateway and behind it.
 
-use contracts::{Clock, DeliveryId, Stage, api::Role};
+use contracts::{Clock, DeliveryId, Stage, api::Role, commands::Mission};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -133,12 +133,31 @@ async fn a_base_station_runs_only_its_own_drones() {
     assert_eq!(Answer::of(as_north).await.status, 403);
 
     let id = alice.order(&wish()).await;
+    for _ in 0..3 {
+        contracts::SystemClock.sleep(std::time::Duration::from_secs(1)).await;
+        println!(
+            "DBG {:?} {:?} {:?}",
+            world.operator().await.drone(drone).await,
+            alice.delivery(id).await,
+            alice.steps(id).await
+        );
+        println!("DBG {:?}", north.missions().await);
+    }
     let mission = north.mission(id).await;
     assert_eq!(south.missions().await, vec![]);
     assert_eq!(south.user.get("/api/fleet").await.body["items"], json!([]));
     assert_eq!(south.user.get("/api/fleet?base_id=north").await.status, 403);
     let foreign = south.send(&south.report(&mission, Stage::Completed, mission.dropoff)).await;
     assert_eq!((foreign.accepted, foreign.rejected.len()), (0, 1), "{foreign:?}");
+    let unknown_drone = Mission { drone_id: nothing, ..mission.clone() };
+    let absent = south.send(&south.report(&unknown_drone, Stage::Completed, mission.dropoff)).await;
+    assert_eq!(foreign, absent, "a foreign drone and none at all");
+    let own_drone = Mission { drone_id: south.new_drone().await, ..mission.clone() };
+    let foreign = south.send(&south.report(&own_drone, Stage::Completed, mission.dropoff)).await;
+    let unknown_flight = Mission { delivery_id: DeliveryId(world.clock.new_id()), ..own_drone };
+    let absent = south.send(&south.report(&unknown_flight, Stage::Completed, mission.dropoff)).await;
+    assert_eq!(foreign, absent, "a foreign flight and none at all");
+    assert_eq!(foreign.accepted, 0, "{foreign:?}");
 
     let other = world.user(&world.new_drone().to_string(), Role::Drone).await;
     let line = north.report(&mission, Stage::Completed, mission.dropoff);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use contracts::{Stage, commands::DroneStatus, events::PackageState};
+use contracts::{DeliveryId, DroneId, Stage, commands::DroneStatus, events::PackageState};
 use testkit::until;
 
 use crate::{
@@ -30,34 +30,7 @@ async fn a_delivery_is_ordered_flown_and_remembered() {
     assert_eq!(alice.get(&location).await.body["id"], answer.body["id"], "a GET right after the 202 finds it");
     alice.sees_step(id, "reserve_drone waiting").await;
 
-    let flight = async {
-        let drone = base.new_drone().await;
-        let scheduled = alice.sees(id, Stage::Scheduled).await;
-        assert_eq!((scheduled.attempt, scheduled.drone.unwrap().drone_id), (1, drone));
-        let mission = base.mission(id).await;
-        assert_eq!((mission.drone_id, mission.attempt), (drone, 1));
-        operator.sees_drone(drone, DroneStatus::Reserved).await;
-        base.reaches(&mission, Stage::HeadedToPickup).await;
-        alice.sees(id, Stage::HeadedToPickup).await;
-        world.clock.jump(Duration::from_secs(6));
-        base.reaches(&mission, Stage::HeadedToDropoff).await;
-        alice.sees(id, Stage::HeadedToDropoff).await;
-        world.clock.jump(Duration::from_secs(6));
-        let on_the_way = base.report(&mission, Stage::HeadedToDropoff, MIDWAY);
-        assert_eq!(base.send(&on_the_way).await.accepted, 1);
-        until("the position and the time of arrival", async || {
-            let delivery = alice.delivery(id).await;
-            assert_eq!(delivery.degraded, Vec::<String>::new());
-            assert_eq!(delivery.package.unwrap().state, Some(PackageState::Registered));
-            (delivery.position == Some(MIDWAY) && delivery.eta.is_some()).then_some(())
-        })
-        .await;
-        assert_eq!(base.send(&on_the_way).await.stale, 1, "a repeated report changes nothing");
-        world.clock.jump(Duration::from_secs(6));
-        base.reaches(&mission, Stage::Completed).await;
-        (drone, mission)
-    };
-    let (updates, (drone, _)) = tokio::join!(alice.watch(id), flight);
+    let (updates, drone) = tokio::join!(alice.watch(id), fly(&world, id));
 
     let completed = alice.sees(id, Stage::Completed).await;
     assert!(completed.finished_at.is_some() && completed.end_reason.is_none(), "{completed:?}");
@@ -95,4 +68,35 @@ async fn a_delivery_is_ordered_flown_and_remembered() {
     let positions = history::audit::scan_positions_keys(&lake).await.unwrap();
     assert_eq!((positions.rows, positions.doubled), (4, 0), "sampled every five seconds of flight");
     world.audit().await;
+}
+
+/// A drone comes, takes the delivery, and flies it; what the customer and the operator see meanwhile.
+async fn fly(world: &World, id: DeliveryId) -> DroneId {
+    let (alice, operator) = (world.customer("alice").await, world.operator().await);
+    let base = world.base("north").await;
+    let drone = base.new_drone().await;
+    let scheduled = alice.sees(id, Stage::Scheduled).await;
+    assert_eq!((scheduled.attempt, scheduled.drone.unwrap().drone_id), (1, drone));
+    let mission = base.mission(id).await;
+    assert_eq!((mission.drone_id, mission.attempt), (drone, 1));
+    operator.sees_drone(drone, DroneStatus::Reserved).await;
+    base.reaches(&mission, Stage::HeadedToPickup).await;
+    alice.sees(id, Stage::HeadedToPickup).await;
+    world.clock.jump(Duration::from_secs(6));
+    base.reaches(&mission, Stage::HeadedToDropoff).await;
+    alice.sees(id, Stage::HeadedToDropoff).await;
+    world.clock.jump(Duration::from_secs(6));
+    let on_the_way = base.report(&mission, Stage::HeadedToDropoff, MIDWAY);
+    assert_eq!(base.send(&on_the_way).await.accepted, 1);
+    until("the position and the time of arrival", async || {
+        let delivery = alice.delivery(id).await;
+        assert_eq!(delivery.degraded, Vec::<String>::new());
+        assert_eq!(delivery.package.unwrap().state, Some(PackageState::Registered));
+        (delivery.position == Some(MIDWAY) && delivery.eta.is_some()).then_some(())
+    })
+    .await;
+    assert_eq!(base.send(&on_the_way).await.stale, 1, "a repeated report changes nothing");
+    world.clock.jump(Duration::from_secs(6));
+    base.reaches(&mission, Stage::Completed).await;
+    drone
 }

@@ -59,7 +59,7 @@ async fn a_broken_event_is_put_aside_and_all_else_goes_on() {
     base.new_drone().await;
     let bad = ["{\"delivery_id\":\"of the right JSON and the wrong shape\"}", "{not JSON"];
     let events = bad.map(|data| poison(&world, data.as_bytes()));
-    world.log().publish(&events).await.unwrap();
+    world.log().publish(events.to_vec()).await.unwrap();
     for consumer in CONSUMERS {
         until(&format!("the dead letters of {consumer}"), async || {
             (waiting(&operator, consumer).await == bad).then_some(())
@@ -115,7 +115,7 @@ async fn a_letter_that_can_be_digested_by_now_takes_effect() {
         event: std::sync::Arc::new(end.encode()),
     };
     let letter = dead_letter("lookup", &record, "a fault that has been mended since".to_owned(), &*world.clock);
-    world.log().publish(&[letter]).await.unwrap();
+    world.log().publish(vec![letter]).await.unwrap();
     until("the dead letter", async || (waiting(&operator, "lookup").await.len() == 1).then_some(())).await;
     assert_eq!(alice.history().await.len(), 0);
 

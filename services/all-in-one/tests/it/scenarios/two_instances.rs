@@ -5,11 +5,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use chassis::Node;
 use contracts::{Clock, DeliveryId, DroneId, Stage, SystemClock, Timestamp};
 use reqwest::Method;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{Answer, User, wish},
+    api::{Answer, User, wish, with},
     world::{World, within},
 };
 
@@ -51,10 +52,16 @@ impl Second {
             panic!("the second instance has ended: {ended:?}");
         }
         let request = user.world.http.request(Method::POST, format!("{}/deliveries", self.url));
-        let answer = Answer::of(request.bearer_auth(&user.token).json(&wish())).await;
+        let answer = Answer::of(request.bearer_auth(&user.token).json(&wish_in_the_city())).await;
         assert_eq!(answer.status, 202, "{}", answer.text);
         user.world.note_accepted(answer.body["delivery_id"].as_str().unwrap().parse().unwrap());
     }
+}
+
+/// A kilometre through the city that the simulator's drones are based in.
+fn wish_in_the_city() -> Value {
+    let pickup = json!({"latitude": 43.290, "longitude": 5.380});
+    with(wish(), &json!({"pickup": pickup, "dropoff": {"latitude": 43.299, "longitude": 5.380}}))
 }
 
 /// Drones that fly sixty times as fast as real ones: few, so that most deliveries wait in the line and their grants come
@@ -82,7 +89,7 @@ async fn one_is_cut_off_and_the_other_brings_everything_to_its_end() {
 
     let (alice, dave) = (world.customer("alice").await, world.customer("dave").await);
     for number in 0..40 {
-        let at_the_first = alice.order(&wish()).await;
+        let at_the_first = alice.order(&wish_in_the_city()).await;
         if number % 8 == 0 {
             assert_eq!(alice.cancel(at_the_first).await.status, 200);
         }
@@ -92,12 +99,15 @@ async fn one_is_cut_off_and_the_other_brings_everything_to_its_end() {
     // No farewell: what they had leased, reserved and read is left as it is.
     drop((second_delivery, second_fleet));
     for _ in 0..20 {
-        alice.order(&wish()).await;
+        alice.order(&wish_in_the_city()).await;
         SystemClock.sleep(Duration::from_millis(100)).await;
     }
 
     for customer in [&alice, &dave] {
         within(Duration::from_secs(90), "all deliveries are over", async || {
+            if let Some(landed) = flying.try_join_next() {
+                panic!("the drones have landed: {landed:?}");
+            }
             let mine = customer.get("/api/deliveries?limit=100").await;
             let items = mine.body["items"].as_array()?;
             items.iter().all(|delivery| delivery["finished_at"].is_string()).then_some(())

@@ -88,10 +88,31 @@ pub(super) async fn a_change_without_the_lease_keeps_it(subject: Subject) {
     let changed = next(&held.delivery, Some(at(5)), LeaseChange::Keep);
     subject.accept(std::slice::from_ref(&changed)).await;
     assert!(claim(&subject, 1, "b", 4).await.is_none(), "still the owner's");
-    // But what the change made due is found, whoever holds it: the fence keeps two apart.
-    let stolen = subject.store.claim_due("b", at(5), at(15), 9).await.unwrap().remove(0);
-    assert!(stolen.fence > held.fence);
-    assert_eq!(stolen.delivery, changed.delivery);
+    assert_eq!(due(&subject, "b", 10).await, [] as [u128; 0], "nor is it anybody's because it is due");
+    let stale = next(&held.delivery, None, LeaseChange::Release { fence: held.fence });
+    assert!(subject.save(&[stale]).await[0].is_err(), "the owner does not end without seeing the change");
+    let own = claim(&subject, 1, "a", 10).await.unwrap();
+    assert_eq!(own.delivery, changed.delivery);
+}
+
+pub(super) async fn a_change_that_its_lease_holder_never_sees_is_due_when_the_lease_ends(subject: Subject) {
+    subject.accept(&[new(1), new(2)]).await;
+    for number in [1, 2] {
+        let held = claim(&subject, number, "a", 1).await.unwrap();
+        subject.accept(&[next(&held.delivery, Some(at(5)), LeaseChange::Keep)]).await;
+    }
+    assert_eq!(due(&subject, "b", 10).await, [] as [u128; 0]);
+    assert_eq!(numbers(&subject.store.claim_due("a", at(6), at(16), 1).await.unwrap()), [1], "due for its owner");
+    assert_eq!(due(&subject, "b", 11).await, [2], "the lease of second 1 has ended");
+}
+
+pub(super) async fn a_change_is_due_at_once_where_the_lease_was_given_back(subject: Subject) {
+    subject.accept(&[new(1)]).await;
+    let held = claim(&subject, 1, "a", 1).await.unwrap();
+    let released = next(&held.delivery, Some(at(100)), LeaseChange::Release { fence: held.fence });
+    subject.accept(std::slice::from_ref(&released)).await;
+    subject.accept(&[next(&released.delivery, Some(at(5)), LeaseChange::Keep)]).await;
+    assert_eq!(due(&subject, "b", 5).await, [1]);
 }
 
 pub(super) async fn a_release_gives_the_lease_back(subject: Subject) {

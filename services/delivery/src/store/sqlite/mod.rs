@@ -142,16 +142,21 @@ impl Store for SqliteStore {
         until: Timestamp,
         limit: usize,
     ) -> Result<Vec<Claimed>, StoreError> {
-        let (due,): (i64,) = sqlx::query_as("select exists (select 1 from deliveries where due_ms <= ?)")
-            .bind(now.timestamp_millis())
-            .fetch_one(&self.store.reader)
-            .await?;
+        let (due,): (i64,) = sqlx::query_as(
+            "select exists (select 1 from deliveries where due_ms <= ?1
+                and (lease_owner is null or lease_owner = ?2 or lease_until_ms <= ?1))",
+        )
+        .bind(now.timestamp_millis())
+        .bind(owner)
+        .fetch_one(&self.store.reader)
+        .await?;
         if due == 0 {
             return Ok(Vec::new());
         }
         let rows = sqlx::query_as(
             "update deliveries set lease_owner = ?1, lease_until_ms = ?2, due_ms = ?2, fence = fence + 1
-             where delivery_id in (select delivery_id from deliveries where due_ms <= ?3 order by due_ms limit ?4)
+             where delivery_id in (select delivery_id from deliveries where due_ms <= ?3
+                and (lease_owner is null or lease_owner = ?1 or lease_until_ms <= ?3) order by due_ms limit ?4)
              returning doc, fence",
         )
         .bind(owner)
@@ -173,7 +178,7 @@ impl Store for SqliteStore {
         let rows = sqlx::query_as(
             "update deliveries set lease_owner = ?1, lease_until_ms = ?2, due_ms = ?2, fence = fence + 1
              where delivery_id in (select value from json_each(?4)) and finished_ms is null
-                and (lease_owner is null or lease_owner = ?1 or lease_until_ms < ?3)
+                and (lease_owner is null or lease_owner = ?1 or lease_until_ms <= ?3)
              returning doc, fence",
         )
         .bind(owner)

@@ -172,10 +172,11 @@ impl SqliteStore {
             let Some(drone) = drones.get(&removal.drone_id) else { continue };
             let in_service = matches!(drone.status, DroneStatus::Idle | DroneStatus::Reserved);
             let changes = in_service || (removal.to == DroneStatus::Retired && drone.status == DroneStatus::Failed);
-            let holds = match removal.guard {
+            let holds = match &removal.guard {
                 Guard::Always => true,
-                Guard::ReportIsNews(sequence) => sequence > drone.last_sequence,
+                Guard::ReportIsNews(sequence) => *sequence > drone.last_sequence,
                 Guard::SilentSince(_) => silent.contains(&drone.id),
+                Guard::BasedAt(base) => drone.base_id == *base,
             };
             if changes && holds {
                 due.push((removal, drone.clone()));

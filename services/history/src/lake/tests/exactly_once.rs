@@ -275,7 +275,7 @@ async fn an_event_at_fault_goes_to_the_dead_letters_and_stops_nobody() {
     let records = some(3, at(1, 8));
     let mut poison = delivery_event(&records[0]).encode();
     poison.data = b"{\"no\":1}".to_vec();
-    bench.log.publish(&[poison]).await.unwrap();
+    bench.log.publish(vec![poison]).await.unwrap();
     bench.publish(&records).await;
     let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
     tasks.spawn(member::<DeliveryRow>(&bench, Topic::Delivery, shutdown.clone()).await.run());
@@ -298,7 +298,7 @@ async fn positions_are_told_apart_by_attempt_and_sequence() {
     let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
     tasks.spawn(member::<PositionRow>(&bench, Topic::Positions, shutdown.clone()).await.run());
     for part in events.chunks(2) {
-        bench.log.publish(part).await.unwrap();
+        bench.log.publish(part.to_vec()).await.unwrap();
     }
     let waiting = async {
         while bench.log.lag().await.unwrap().iter().filter(|lag| lag.group == "history").any(|lag| lag.lag() > 0) {

@@ -52,7 +52,7 @@ impl Bench {
 
     async fn publish(&self, records: &[DeliveryRecord]) {
         let events: Vec<_> = records.iter().map(|record| delivery_event(record).encode()).collect();
-        self.log.publish(&events).await.unwrap();
+        self.log.publish(events).await.unwrap();
     }
 
     async fn subscribe(&self, group: &str) -> Box<dyn Subscription> {

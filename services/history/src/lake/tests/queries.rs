@@ -106,6 +106,22 @@ async fn a_delivery_that_took_over_midnight_is_found() {
 }
 
 #[tokio::test]
+async fn a_delivery_that_ended_a_week_after_its_request_is_found() {
+    let bench = Bench::new().await;
+    let mut late = finished(1, "bob", at(9, 1));
+    late.delivery_id = id(1, at(1, 23));
+    for (number, records) in [some(30, at(5, 8)), vec![late.clone()], some(30, at(11, 8))].into_iter().enumerate() {
+        bench.publish(&records).await;
+        let mut writer = bench.writer().await;
+        bench.read_all(&mut writer, &format!("reader-{number}")).await;
+        writer.flush().await.unwrap();
+    }
+    let reader = Reader::new(bench.table().await, forgetful());
+    assert_eq!(reader.contains(&[late.delivery_id]).await.unwrap(), [late.delivery_id]);
+    assert_eq!(reader.delivery(late.delivery_id).await.unwrap(), Some(late));
+}
+
+#[tokio::test]
 async fn the_lake_tells_which_deliveries_it_has() {
     let bench = Bench::new().await;
     let (table, all) = filled(&bench).await;
@@ -126,5 +142,18 @@ async fn a_reader_sees_what_another_process_commits() {
     bench.read_all(&mut writer, "a").await;
     writer.flush().await.unwrap();
     bench.clock.advance(chrono::Duration::seconds(2));
+    assert_eq!(reader.delivery(records[0].delivery_id).await.unwrap().as_ref(), Some(&records[0]));
+}
+
+#[tokio::test]
+async fn a_reader_whose_clock_was_set_back_still_sees_what_is_committed() {
+    let bench = Bench::new().await;
+    let reader = Reader::new(bench.table().await, forgetful());
+    bench.clock.advance(chrono::Duration::hours(-1));
+    let records = some(3, at(1, 8));
+    bench.publish(&records).await;
+    let mut writer = bench.writer().await;
+    bench.read_all(&mut writer, "a").await;
+    writer.flush().await.unwrap();
     assert_eq!(reader.delivery(records[0].delivery_id).await.unwrap().as_ref(), Some(&records[0]));
 }
