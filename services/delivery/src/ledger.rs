@@ -27,7 +27,7 @@ const SAVE_LIMITS: Limits = Limits {
     // The store has one writer; the next batch gathers while it writes.
     concurrency: 1,
     // A request waits at most this long for company.
-    pace: Duration::from_millis(5),
+    pace: Duration::from_millis(10),
 };
 
 /// Writes deliveries.

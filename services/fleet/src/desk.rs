@@ -16,7 +16,10 @@ use crate::{
 const REQUESTS: Limits = Limits { max_batch: 64, queue: 256, concurrency: 1, pace: Duration::ZERO };
 
 /// Requests with reports: up to ten thousand reports each, so that fewer may wait in memory.
-const REPORT_REQUESTS: Limits = Limits { max_batch: 64, queue: 128, concurrency: 1, pace: Duration::ZERO };
+///
+/// Paced: a transaction for all bases together writes a page of drones once, and not once for each base. A drone's
+/// position in the store is a hint to whom to offer what, and may be this much older.
+const REPORT_REQUESTS: Limits = Limits { max_batch: 64, queue: 128, concurrency: 1, pace: Duration::from_millis(100) };
 
 /// Registrations come one by one, by the thousand when a fleet starts.
 const REGISTRATIONS: Limits = Limits { max_batch: 256, queue: 1_024, concurrency: 1, pace: Duration::ZERO };

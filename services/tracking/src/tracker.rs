@@ -52,7 +52,8 @@ const REPORTS_PER_PLACE: usize = 1_024;
 
 /// Reports wait in a queue of their own, or a saga's command would wait for whatever telemetry came before it. Both
 /// bounds count places: 65,536 reports in a batch, a second of the largest fleet, and twice as many in the queue.
-const REPORTS: Limits = Limits { max_batch: 64, queue: 128, concurrency: 1, pace: Duration::ZERO };
+/// Paced, so that a page of positions is written once for all bases and not once for each.
+const REPORTS: Limits = Limits { max_batch: 64, queue: 128, concurrency: 1, pace: Duration::from_millis(50) };
 
 /// Single look-ups that become one statement; two at a time leave a reader to the missions.
 const READS: Limits = Limits { max_batch: 256, queue: 1_024, concurrency: 2, pace: Duration::ZERO };

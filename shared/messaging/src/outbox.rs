@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use contracts::{Clock, Timestamp, events::CloudEvent};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -105,7 +104,8 @@ struct RowJson<'a> {
     source: &'a str,
     time: Timestamp,
     traceparent: Option<&'a str>,
-    data: &'a RawValue,
+    /// JSON text: SQLite then carries it as it is, and parses and renders none of it.
+    data: &'a str,
 }
 
 /// Adds events to the outbox, in the caller's transaction: one statement, whatever their number.
@@ -123,15 +123,17 @@ pub async fn insert_sqlite(connection: &mut SqliteConnection, events: &[CloudEve
             source: &event.source,
             time: event.time,
             traceparent: event.traceparent.as_deref(),
-            data: serde_json::from_slice(&event.data).map_err(|error| sqlx::Error::Encode(error.into()))?,
+            data: std::str::from_utf8(&event.data).map_err(|error| sqlx::Error::Encode(error.into()))?,
         });
     }
     let json = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
     sqlx::query(
-        "insert into outbox (id, topic, key, kind, source, time, traceparent, data)
-         select value ->> 'id', value ->> 'topic', value ->> 'key', value ->> 'kind', value ->> 'source',
-                value ->> 'time', value ->> 'traceparent', value -> 'data'
-         from json_each(?) order by key",
+        // Materialized: `value` of json_each is rendered anew wherever it is named.
+        "with rows as materialized (select key as n, value as v from json_each(?))
+         insert into outbox (id, topic, key, kind, source, time, traceparent, data)
+         select v ->> 'id', v ->> 'topic', v ->> 'key', v ->> 'kind', v ->> 'source', v ->> 'time',
+                v ->> 'traceparent', v ->> 'data'
+         from rows order by n",
     )
     .bind(json)
     .execute(connection)

@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use contracts::{CustomerId, DeliveryId, Stage, Timestamp, events::DeliveryRecord};
 use messaging::sqlite::{self, Sqlite};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
 
 use super::{AuditLookup, Store, StoreError};
 use crate::domain::{FinishedDelivery, Place};
@@ -46,7 +45,7 @@ struct RowJson<'a> {
     finished_us: i64,
     version: u64,
     stage: &'static str,
-    record: &'a RawValue,
+    record: &'a str,
 }
 
 #[async_trait]
@@ -60,15 +59,16 @@ impl Store for SqliteStore {
                 finished_us: delivery.finished_at.timestamp_micros(),
                 version: delivery.record.version,
                 stage: delivery.record.stage.as_str(),
-                record: serde_json::from_str(&delivery.json).map_err(unwritable)?,
+                record: &delivery.json,
             });
         }
         // One statement is its own transaction.
         sqlx::query(
-            "insert into deliveries (delivery_id, customer_id, finished_us, version, stage, record)
-             select value ->> 'delivery_id', value ->> 'customer_id', value ->> 'finished_us', value ->> 'version',
-                value ->> 'stage', value -> 'record'
-             from json_each(?) where true
+            "with rows as materialized (select value as v from json_each(?))
+             insert into deliveries (delivery_id, customer_id, finished_us, version, stage, record)
+             select v ->> 'delivery_id', v ->> 'customer_id', v ->> 'finished_us', v ->> 'version',
+                v ->> 'stage', v ->> 'record'
+             from rows where true
              on conflict (delivery_id) do update set customer_id = excluded.customer_id,
                 finished_us = excluded.finished_us, version = excluded.version, stage = excluded.stage,
                 record = excluded.record

@@ -169,12 +169,13 @@ async fn load(
 async fn upsert_packages(connection: &mut SqliteConnection, packages: &[&Package]) -> Result<(), sqlx::Error> {
     let rows: Vec<HotJson<'_>> = packages.iter().map(|package| HotJson::new(package)).collect();
     sqlx::query(
-        "insert into packages (delivery_id, customer_id, home_region, attempt, fence, state, size, weight_kg,
+        "with rows as materialized (select value as v from json_each(?))
+         insert into packages (delivery_id, customer_id, home_region, attempt, fence, state, size, weight_kg,
             registered_us, updated_us)
-         select value ->> 'delivery_id', value ->> 'customer_id', value ->> 'home_region', value ->> 'attempt',
-            value ->> 'fence', value ->> 'state', value ->> 'size', value ->> 'weight_kg', value ->> 'registered_us',
-            value ->> 'updated_us'
-         from json_each(?) where true
+         select v ->> 'delivery_id', v ->> 'customer_id', v ->> 'home_region', v ->> 'attempt',
+            v ->> 'fence', v ->> 'state', v ->> 'size', v ->> 'weight_kg', v ->> 'registered_us',
+            v ->> 'updated_us'
+         from rows where true
          on conflict (delivery_id) do update set attempt = excluded.attempt, fence = excluded.fence,
             state = excluded.state, updated_us = excluded.updated_us",
     )

@@ -27,11 +27,12 @@ struct RowJson<'a> {
     owner: Option<&'a str>,
     until: i64,
     fence: Option<u64>,
-    doc: &'a Delivery,
+    /// The delivery as JSON text: SQLite then carries it as it is, and parses and renders none of it.
+    doc: String,
 }
 
 impl<'a> RowJson<'a> {
-    fn new(change: &'a Change) -> Self {
+    fn new(change: &'a Change) -> Result<Self, sqlx::Error> {
         let record = &change.delivery.record;
         let (lease, owner, until, fence) = match &change.lease {
             LeaseChange::Keep => ("keep", None, 0, None),
@@ -40,7 +41,7 @@ impl<'a> RowJson<'a> {
             }
             LeaseChange::Release { fence } => ("release", None, 0, Some(*fence)),
         };
-        Self {
+        Ok(Self {
             id: record.delivery_id,
             customer: &record.customer_id,
             expected: change.expected_version,
@@ -54,8 +55,8 @@ impl<'a> RowJson<'a> {
             owner,
             until,
             fence,
-            doc: &change.delivery,
-        }
+            doc: json(&change.delivery)?,
+        })
     }
 }
 
@@ -152,17 +153,18 @@ pub(super) async fn insert_new(
         .zip(results.iter())
         .filter(|(change, result)| fresh((change, result)))
         .map(|(change, _)| RowJson::new(change))
-        .collect();
+        .collect::<Result<_, _>>()?;
     if rows.is_empty() {
         return Ok(());
     }
     let inserted: Vec<(String,)> = sqlx::query_as(
-        "insert into deliveries (delivery_id, customer_id, version, stage, requested_ms, updated_ms, finished_ms,
+        "with rows as materialized (select value as v from json_each(?))
+         insert into deliveries (delivery_id, customer_id, version, stage, requested_ms, updated_ms, finished_ms,
             due_ms, lease_owner, lease_until_ms, fence, doc)
-         select value ->> 'id', value ->> 'customer', value ->> 'version', value ->> 'stage', value ->> 'requested',
-            value ->> 'updated', value ->> 'finished', value ->> 'due', value ->> 'owner', value ->> 'until',
-            coalesce(value ->> 'fence', 0), value -> 'doc'
-         from json_each(?) where true on conflict do nothing returning delivery_id",
+         select v ->> 'id', v ->> 'customer', v ->> 'version', v ->> 'stage', v ->> 'requested',
+            v ->> 'updated', v ->> 'finished', v ->> 'due', v ->> 'owner', v ->> 'until',
+            coalesce(v ->> 'fence', 0), v ->> 'doc'
+         from rows where true on conflict do nothing returning delivery_id",
     )
     .bind(json(&rows)?)
     .fetch_all(&mut *connection)
@@ -178,22 +180,23 @@ pub(super) async fn update_known(
     let mut rows = Vec::new();
     for (change, result) in changes.iter().zip(results.iter()) {
         if change.expected_version > 0 && result.is_ok() {
-            rows.push(RowJson::new(change));
+            rows.push(RowJson::new(change)?);
         }
     }
     if rows.is_empty() {
         return Ok(());
     }
     let updated: Vec<(String,)> = sqlx::query_as(
-        "update deliveries set version = j.version, stage = j.stage, updated_ms = j.updated, finished_ms = j.finished,
+        "with rows as materialized (select value as v from json_each(?))
+         update deliveries set version = j.version, stage = j.stage, updated_ms = j.updated, finished_ms = j.finished,
             due_ms = j.due, doc = j.doc,
             lease_owner = case j.lease when 'keep' then lease_owner else j.owner end,
             lease_until_ms = case j.lease when 'keep' then lease_until_ms else j.until end
-         from (select value ->> 'id' as id, value ->> 'expected' as expected, value ->> 'version' as version,
-                value ->> 'stage' as stage, value ->> 'updated' as updated, value ->> 'finished' as finished,
-                value ->> 'due' as due, value ->> 'lease' as lease, value ->> 'owner' as owner,
-                value ->> 'until' as until, value ->> 'fence' as fence, value -> 'doc' as doc
-              from json_each(?)) j
+         from (select v ->> 'id' as id, v ->> 'expected' as expected, v ->> 'version' as version,
+                v ->> 'stage' as stage, v ->> 'updated' as updated, v ->> 'finished' as finished,
+                v ->> 'due' as due, v ->> 'lease' as lease, v ->> 'owner' as owner,
+                v ->> 'until' as until, v ->> 'fence' as fence, v ->> 'doc' as doc
+              from rows) j
          where deliveries.delivery_id = j.id and deliveries.version = j.expected
             and (j.fence is null or deliveries.fence = j.fence)
          returning delivery_id",
