@@ -15,16 +15,19 @@ mod store;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use chassis::Node;
+use chassis::{Node, janitor};
 use clap::Args;
 use contracts::{Clock, events::Topic};
-use messaging::{Consumer, outbox::chain};
+use messaging::Consumer;
 use tokio_util::sync::CancellationToken;
 
 pub use domain::RETENTION;
 pub use store::{AuditLookup, audit_scan};
 
-use crate::{events::FinishedDeliveries, store::Store};
+use crate::{
+    events::FinishedDeliveries,
+    store::{Store, StoreError},
+};
 
 /// How often the retention is looked after: a minute's surplus is small.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -60,22 +63,12 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
 
 /// The janitor: forgets what finished longer ago than the retention.
 async fn sweep(store: Arc<dyn Store>, clock: Arc<dyn Clock>, shutdown: CancellationToken) -> anyhow::Result<()> {
-    loop {
-        tokio::select! {
-            () = clock.sleep(SWEEP_EVERY) => {}
-            () = shutdown.cancelled() => return Ok(()),
-        }
-        while !shutdown.is_cancelled() {
-            match store.sweep(clock.now() - RETENTION, SWEEP_BATCH).await {
-                Ok(swept) if swept == u64::from(SWEEP_BATCH) => {}
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "old deliveries could not be swept");
-                    break;
-                }
-            }
-        }
-    }
+    let round = || async {
+        let swept = store.sweep(clock.now() - RETENTION, SWEEP_BATCH).await?;
+        Ok::<_, StoreError>(swept == u64::from(SWEEP_BATCH))
+    };
+    janitor("old deliveries could not be swept", SWEEP_EVERY, &*clock, &shutdown, round).await;
+    Ok(())
 }
 
 #[cfg(test)]

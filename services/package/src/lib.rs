@@ -15,18 +15,18 @@ mod store;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use chassis::Node;
+use chassis::{Node, janitor};
 use clap::Args;
 use contracts::{Clock, events::Topic};
-use messaging::{
-    Consumer,
-    outbox::{Relay, chain},
-};
+use messaging::{Consumer, outbox::Relay};
 use tokio_util::sync::CancellationToken;
 
 pub use store::{AuditPackage, audit_scan};
 
-use crate::{events::DeliveryEnds, store::Store};
+use crate::{
+    events::DeliveryEnds,
+    store::{Store, StoreError},
+};
 
 /// How long an ended package is kept, to refuse late commands: a day more than `delivery` keeps what is finished.
 const KEEP_ENDED: chrono::Duration = chrono::Duration::days(8);
@@ -81,22 +81,12 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
 
 /// The janitor: forgets packages that ended long ago.
 async fn sweep(store: Arc<dyn Store>, clock: Arc<dyn Clock>, shutdown: CancellationToken) -> anyhow::Result<()> {
-    loop {
-        tokio::select! {
-            () = clock.sleep(SWEEP_EVERY) => {}
-            () = shutdown.cancelled() => return Ok(()),
-        }
-        while !shutdown.is_cancelled() {
-            match store.sweep(clock.now() - KEEP_ENDED, SWEEP_BATCH).await {
-                Ok(swept) if swept == u64::from(SWEEP_BATCH) => {}
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "ended packages could not be swept");
-                    break;
-                }
-            }
-        }
-    }
+    let round = || async {
+        let swept = store.sweep(clock.now() - KEEP_ENDED, SWEEP_BATCH).await?;
+        Ok::<_, StoreError>(swept == u64::from(SWEEP_BATCH))
+    };
+    janitor("ended packages could not be swept", SWEEP_EVERY, &*clock, &shutdown, round).await;
+    Ok(())
 }
 
 #[cfg(test)]

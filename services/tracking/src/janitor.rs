@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use contracts::Clock;
-use messaging::outbox::chain;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{Store, Unavailable};
@@ -22,21 +21,15 @@ const BATCH: u32 = 1_000;
 
 /// Keeps the store small until `shutdown`.
 pub(crate) async fn run(store: Arc<dyn Store>, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = clock.sleep(EVERY) => {}
-            () = shutdown.cancelled() => return,
-        }
-        if let Err(error) = sweep(&*store, &*clock, &shutdown).await {
-            tracing::warn!(error = %chain(&error), "old flights could not be deleted");
-        }
-    }
+    let round = || sweep(&*store, &*clock);
+    chassis::janitor("old flights could not be deleted", EVERY, &*clock, &shutdown, round).await;
 }
 
-async fn sweep(store: &dyn Store, clock: &dyn Clock, shutdown: &CancellationToken) -> Result<(), Unavailable> {
+/// One batch of each; true where there may be more.
+async fn sweep(store: &dyn Store, clock: &dyn Clock) -> Result<bool, Unavailable> {
     let closed_before = clock.now() - chrono::Duration::hours(KEEP_FLIGHTS_HOURS);
-    while !shutdown.is_cancelled() && store.forget(closed_before, BATCH).await? == u64::from(BATCH) {}
+    let flights = store.forget(closed_before, BATCH).await?;
     let logged_before = clock.now() - chrono::Duration::minutes(KEEP_MISSION_LOG_MINUTES);
-    while !shutdown.is_cancelled() && store.trim_mission_log(logged_before, BATCH).await? == u64::from(BATCH) {}
-    Ok(())
+    let lines = store.trim_mission_log(logged_before, BATCH).await?;
+    Ok(flights.max(lines) == u64::from(BATCH))
 }
