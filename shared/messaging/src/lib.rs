@@ -10,9 +10,11 @@ pub mod batch;
 pub mod consumer;
 pub mod dead_letters;
 pub mod embedded;
+pub mod keys;
 mod log;
 pub mod outbox;
 mod pace;
+pub mod postgres;
 pub mod sqlite;
 
 pub use abort::abort_point;

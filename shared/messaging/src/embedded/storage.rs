@@ -17,6 +17,7 @@ use super::state::{Loaded, State};
 use crate::{
     LogError, Offset,
     dead_letters::{REDRIVE_SUFFIX, TOPIC_SUFFIX},
+    keys::part_of,
     sqlite::{self, Sqlite},
 };
 
@@ -118,13 +119,9 @@ impl Stored {
     }
 }
 
-/// The partition of a key: FNV-1a (RFC 9923), stable for ever.
+/// The partition of a key.
 pub(super) fn partition_of(key: &str) -> u32 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in key.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    (hash % u64::from(PARTITIONS)) as u32
+    part_of(key, PARTITIONS)
 }
 
 type Appends = BTreeMap<(String, u32), Vec<Arc<CloudEvent>>>;

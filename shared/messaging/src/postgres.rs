@@ -1,0 +1,133 @@
+//! PostgreSQL as every store on it uses it: a bounded pool, bounded statements, migrations under a lock, retries of
+//! what the database asks to repeat, notifications.
+
+use std::{future::Future, str::FromStr, time::Duration};
+
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+
+/// Connections of one replica: a writer, a relay, readers, and a few for requests. PostgreSQL does more with few busy
+/// connections than with many; ten replicas stay below its default of 100.
+const MAX_CONNECTIONS: u32 = 10;
+
+/// How long a caller waits for a connection before it hears that the store is unavailable.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a session may take, in milliseconds: a statement (the largest batch takes a tenth), a wait for a row's lock, and
+/// an open transaction that does nothing, whose holder is gone.
+const SESSION: [(&str, &str); 4] = [
+    ("statement_timeout", "5000"),
+    ("lock_timeout", "3000"),
+    ("idle_in_transaction_session_timeout", "10000"),
+    ("timezone", "UTC"),
+];
+
+/// How often a transaction that lost against another is repeated: each time somebody got on.
+const MAX_RETRIES: u32 = 5;
+
+/// The pause before a repetition, doubled each time and spread, so that two that collided do not meet again.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+
+/// The key of the lock that one migration at a time holds; the number means nothing.
+const MIGRATION_LOCK: i64 = 0x6472_6f6e_6573;
+
+/// One database (or schema) of one service.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Its connections.
+    pub pool: PgPool,
+    /// Prefix of its notification channels: those of the database are shared by all its schemas.
+    schema: String,
+}
+
+/// Opens the database that `url` names and brings its schema up to date: `migrations[n]` leads from version n to n + 1.
+pub async fn open(url: &str, migrations: &[&'static str]) -> Result<Postgres, sqlx::Error> {
+    let options = PgConnectOptions::from_str(url)?.application_name("drone-delivery").options(SESSION);
+    let pool = PgPoolOptions::new()
+        .max_connections(MAX_CONNECTIONS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options)
+        .await?;
+    migrate(&pool, migrations).await?;
+    let (schema,): (String,) = sqlx::query_as("select current_schema()::text").fetch_one(&pool).await?;
+    Ok(Postgres { pool, schema })
+}
+
+/// Opens an existing database to read only, for the audit.
+pub async fn open_read_only(url: &str) -> Result<PgPool, sqlx::Error> {
+    let options = PgConnectOptions::from_str(url)?.options([("default_transaction_read_only", "on")]);
+    PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_with(options).await
+}
+
+impl Postgres {
+    /// The full name of a notification channel of this service.
+    pub fn channel(&self, name: &str) -> String {
+        format!("{}_{name}", self.schema)
+    }
+
+    /// Hears notifications on these channels from now on.
+    pub async fn listen(&self, names: &[&str]) -> Result<PgListener, sqlx::Error> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        let channels: Vec<_> = names.iter().map(|name| self.channel(name)).collect();
+        listener.listen_all(channels.iter().map(String::as_str)).await?;
+        Ok(listener)
+    }
+}
+
+async fn migrate(pool: &PgPool, migrations: &[&'static str]) -> Result<(), sqlx::Error> {
+    let known = i64::try_from(migrations.len()).unwrap_or(i64::MAX);
+    let mut transaction = pool.begin().await?;
+    // Until the commit: replicas that start at once bring it up to date one after the other.
+    sqlx::query("select pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *transaction).await?;
+    sqlx::raw_sql("create table if not exists schema_version (version bigint not null)")
+        .execute(&mut *transaction)
+        .await?;
+    let (version,): (i64,) =
+        sqlx::query_as("select coalesce(max(version), 0) from schema_version").fetch_one(&mut *transaction).await?;
+    if version > known {
+        let text = format!("the database is of schema version {version}, this program knows {known}");
+        return Err(sqlx::Error::Configuration(text.into()));
+    }
+    for script in migrations.iter().skip(usize::try_from(version).unwrap_or(0)) {
+        sqlx::raw_sql(*script).execute(&mut *transaction).await?;
+    }
+    if version < known {
+        sqlx::query("insert into schema_version (version) values ($1)").bind(known).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await
+}
+
+/// Does `work`, a whole transaction, again when it lost against another one: a serialization failure, a deadlock, or a
+/// lock that did not come in time. Any other error, and what still fails after the last try, is the caller's.
+pub async fn retried<T, F, Fut>(mut work: F) -> Result<T, sqlx::Error>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, sqlx::Error>>,
+{
+    let mut pause = RETRY_PAUSE;
+    for _ in 0..MAX_RETRIES {
+        match work().await {
+            Err(error) if is_lost(&error) => {
+                tracing::debug!(%error, "a transaction is repeated");
+                back_off(pause).await;
+                pause *= 2;
+            }
+            result => return result,
+        }
+    }
+    work().await
+}
+
+/// Whether the database asks to repeat the transaction: 40001 serialization_failure, 40P01 deadlock_detected, 55P03
+/// lock_not_available.
+pub fn is_lost(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("40001" | "40P01" | "55P03"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "real milliseconds between two tries: about cost, not about meaning")]
+async fn back_off(pause: Duration) {
+    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
+}
