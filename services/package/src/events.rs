@@ -126,7 +126,7 @@ mod tests {
             }
         }
         let mut told: HashMap<_, Vec<PackageEventKind>> = HashMap::new();
-        for row in subject.opened.outbox.read(10_000).await.unwrap() {
+        for row in testkit::outbox::pending(&*subject.opened.outbox).await {
             let event = PackageEvent::decode(&row.event).unwrap().unwrap();
             told.entry(event.data.delivery_id).or_default().push(event.kind);
         }

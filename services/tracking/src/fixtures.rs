@@ -196,7 +196,7 @@ impl Bench {
     }
 
     pub(crate) async fn events(&self, kind: &str) -> Vec<OutboxRow> {
-        let rows = self.outbox.read(i64::MAX).await.unwrap();
+        let rows = testkit::outbox::pending(&*self.outbox).await;
         rows.into_iter().filter(|row| row.event.kind == kind).collect()
     }
 }

@@ -1,6 +1,8 @@
-//! What tests share: a clock that they drive, a world to start services in, polling with a deadline.
+//! What tests share: a clock that they drive, a world to start services in, polling with a deadline, real stores.
 
 mod clock;
+pub mod outbox;
+pub mod real;
 mod world;
 
 use std::{future::Future, time::Duration};

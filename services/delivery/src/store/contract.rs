@@ -60,7 +60,7 @@ impl Subject {
 
     /// What waits in the outbox, in order.
     async fn told(&self) -> Vec<CloudEvent> {
-        let rows = self.store.outbox().read(10_000).await.unwrap();
+        let rows = testkit::outbox::pending(&*self.store.outbox()).await;
         rows.into_iter().map(|row| row.event).collect()
     }
 

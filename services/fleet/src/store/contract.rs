@@ -93,7 +93,7 @@ impl Subject {
 
     /// Everything that was said so far.
     async fn events(&self) -> Vec<FleetEvent> {
-        let rows = self.store.outbox.read(1_000).await.unwrap();
+        let rows = testkit::outbox::pending(&*self.store.outbox).await;
         rows.iter().map(|row| FleetEvent::decode(&row.event).unwrap().unwrap()).collect()
     }
 

@@ -57,15 +57,15 @@ impl Subject {
 
     /// What waits in the outbox, in order.
     async fn told(&self) -> Vec<PackageEvent> {
-        let rows = self.opened.outbox.read(10_000).await.unwrap();
+        let rows = testkit::outbox::pending(&*self.opened.outbox).await;
         rows.iter().map(|row| PackageEvent::decode(&row.event).unwrap().unwrap()).collect()
     }
 
     /// As if the relay had published everything.
     async fn all_told(&self) {
-        let rows = self.opened.outbox.read(10_000).await.unwrap();
-        let seqs: Vec<_> = rows.iter().map(|row| row.seq).collect();
-        self.opened.outbox.delete(&seqs).await.unwrap();
+        let rows = testkit::outbox::pending(&*self.opened.outbox).await;
+        let places: Vec<_> = rows.into_iter().map(|row| row.place).collect();
+        self.opened.outbox.delete(&places).await.unwrap();
     }
 }
 

@@ -198,7 +198,8 @@ impl Relay {
         if rows.is_empty() {
             return Ok(false);
         }
-        let (places, events): (Vec<Place>, Vec<CloudEvent>) = rows.into_iter().map(|row| (row.place, row.event)).unzip();
+        let (places, events): (Vec<Place>, Vec<CloudEvent>) =
+            rows.into_iter().map(|row| (row.place, row.event)).unzip();
         abort_point("relay.read");
         self.log.publish(events).await?;
         abort_point("relay.published");

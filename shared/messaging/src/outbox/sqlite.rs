@@ -114,7 +114,7 @@ impl OutboxSource for SqliteOutbox {
         .execute(&self.store.writer)
         .await?;
         // One bucket: a file has one writer, and its relay is rarely another process.
-        Ok(if done.rows_affected() == 1 { vec![0] } else { Vec::new() })
+        Ok(if done.rows_affected() == 1 && until >= now { vec![0] } else { Vec::new() })
     }
 
     async fn read(&self, _: &[Bucket], limit: usize) -> Result<Vec<OutboxRow>, OutboxError> {
@@ -142,4 +142,3 @@ impl OutboxSource for SqliteOutbox {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 }
-

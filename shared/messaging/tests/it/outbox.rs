@@ -361,14 +361,14 @@ async fn a_relay_that_was_asked_to_stop_leaves_at_once_to_its_successor() {
 }
 
 #[tokio::test]
-async fn a_lease_is_its_owners_until_it_ends() {
-    let (subject, store) = (subject().await, Store::open().await);
-    let now = subject.clock.now();
-    let later = |seconds| now + chrono::Duration::seconds(seconds);
-    assert!(store.outbox.lease("one", now, later(5)).await.unwrap());
-    assert!(!store.outbox.lease("two", later(4), later(9)).await.unwrap());
-    assert!(store.outbox.lease("one", later(4), later(9)).await.unwrap());
-    assert!(!store.outbox.lease("two", later(6), later(11)).await.unwrap());
-    assert!(store.outbox.lease("two", later(10), later(15)).await.unwrap());
-    assert!(!store.outbox.lease("one", later(10), later(15)).await.unwrap());
+async fn leases_keep_the_contract() {
+    let store = Store::open().await;
+    testkit::outbox::shares_its_buckets(&*store.outbox, false).await;
+}
+
+#[tokio::test]
+async fn leases_on_postgres_keep_the_contract() {
+    let Some(url) = testkit::real::postgres().await else { return };
+    let store = messaging::postgres::open(&url, &[outbox::POSTGRES_SCHEMA]).await.unwrap();
+    testkit::outbox::shares_its_buckets(&outbox::PostgresOutbox::new(store), true).await;
 }
