@@ -15,6 +15,7 @@ mod log;
 pub mod outbox;
 mod pace;
 pub mod postgres;
+pub mod sql;
 pub mod sqlite;
 
 pub use abort::abort_point;

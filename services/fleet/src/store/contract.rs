@@ -47,6 +47,7 @@ macro_rules! suite {
             ended_reservations_are_forgotten_in_batches: common,
             two_instances_never_reserve_one_drone_twice: replicas,
             the_audit_reads_what_is_open: replicas,
+            an_undo_that_comes_twice_in_a_batch_keeps_the_highest_fence: replicas,
         }
     };
     ($open:path; $($test:ident: $place:ident),+ $(,)?) => { $(

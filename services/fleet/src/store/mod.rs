@@ -216,13 +216,5 @@ pub(crate) struct Opened {
 
 /// Opens the store that a URL names: `sqlite:PATH` or `postgres://...`.
 pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> anyhow::Result<Opened> {
-    match url.split_once(':') {
-        Some(("sqlite", path)) => Ok(sql::open_sqlite(path, clock).await?),
-        Some(("postgres" | "postgresql", _)) => Ok(sql::open_postgres(url, clock).await?),
-        // Its scheme only: it may hold a password.
-        Some((scheme, _)) => {
-            anyhow::bail!("'{scheme}:' names no store of fleet: expected sqlite:PATH or postgres://...")
-        }
-        None => anyhow::bail!("'{url}' is no store of fleet: expected sqlite:PATH or postgres://..."),
-    }
+    Ok(sql::open(url, clock).await?)
 }

@@ -1,6 +1,8 @@
 //! The part of the suite that is about several instances on one store, and about reading it raw.
 
-use super::{Subject, pick, reserved_drone};
+use contracts::commands::{Refusal, ReleaseOutcome};
+
+use super::{Subject, pick, refused, reserved_drone};
 use crate::{store::Proposal, tests::make};
 
 pub(super) async fn two_instances_never_reserve_one_drone_twice(subject: Subject) {
@@ -33,4 +35,15 @@ pub(super) async fn the_audit_reads_what_is_open(subject: Subject) {
     let mut open: Vec<_> = crate::audit_scan(&subject.url).await.unwrap().into_iter().map(|row| row.state).collect();
     open.sort();
     assert_eq!(open, ["drone_reserved", "reserved", "waiting"]);
+}
+
+pub(super) async fn an_undo_that_comes_twice_in_a_batch_keeps_the_highest_fence(subject: Subject) {
+    let mut undo = [make::release(make::delivery(1), 1), make::release(make::delivery(1), 1)];
+    (undo[0].fence, undo[1].fence) = (0, 5);
+    undo[0].reason = "odd \0 text".to_owned();
+    let outcomes = subject.store.store.release(&undo).await.unwrap().outcomes;
+    assert_eq!(outcomes, [ReleaseOutcome::Done, ReleaseOutcome::Done]);
+    let mut late = make::reserve(make::delivery(1), 1);
+    late.fence = 4;
+    assert_eq!(subject.reserve(&late, None).await, refused(Refusal::StaleFence));
 }

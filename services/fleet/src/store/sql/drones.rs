@@ -1,5 +1,6 @@
 //! Writes drones: their reports, their registration, their removal.
 
+use messaging::sql::{self, Bind, Tx};
 use std::collections::{HashMap, HashSet};
 
 use contracts::{
@@ -9,9 +10,7 @@ use contracts::{
 };
 
 use super::{
-    Cause, SqlStore,
-    engine::{Bind, Tx},
-    next_change,
+    Cause, SqlStore, next_change,
     rows::{self, drone_columns, signed},
 };
 use crate::{
@@ -21,7 +20,7 @@ use crate::{
 
 impl SqlStore {
     pub(super) async fn report_batch(&self, batch: &[LatestReport]) -> Result<Written<ReportOutcome>, StoreError> {
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let change = next_change(&mut tx).await?;
         let (mut drones, events) = self.remove_in(&mut tx, change, &broken(batch)).await?;
         let outcomes = self.write_reports(&mut tx, change, batch).await?;
@@ -43,7 +42,7 @@ impl SqlStore {
         for LatestReport { drone_id, position, battery, sequence, .. } in batch {
             reports.push((drone_id, signed(*sequence), position.latitude, position.longitude, battery));
         }
-        let reports = rows::json(&reports)?;
+        let reports = sql::json(&reports)?;
         let written = tx
             .done(
                 "update drones set latitude = p_latitude, longitude = p_longitude, battery = p_battery,
@@ -70,7 +69,7 @@ impl SqlStore {
         &self,
         batch: &[Registration],
     ) -> Result<Written<Result<Drone, RegistrationRefusal>>, StoreError> {
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let ids: Vec<_> = batch.iter().map(|registration| registration.drone_id).collect();
         let mut known = HashMap::new();
         for drone in rows::drones_by_id(&mut tx, &ids).await? {
@@ -104,7 +103,7 @@ impl SqlStore {
     }
 
     pub(super) async fn remove_batch(&self, batch: &[Removal]) -> Result<Written<Option<Drone>>, StoreError> {
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let change = next_change(&mut tx).await?;
         let (drones, events) = self.remove_in(&mut tx, change, batch).await?;
         let ids: Vec<_> = batch.iter().map(|removal| removal.drone_id).collect();
@@ -197,7 +196,7 @@ impl SqlStore {
                    from json_each($1)) as p
              where reservations.delivery_id = p_delivery_id and reservations.attempt = p_attempt
                and reservations.state = 'reserved'
-             returning delivery_id, attempt, customer_id, home_region", &[Bind::Text(&rows::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())])
+             returning delivery_id, attempt, customer_id, home_region", &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())])
         .await?;
         for row in &failed {
             if let Some(own) = rows::parties(row, 2)? {
@@ -253,7 +252,7 @@ async fn announce(tx: &mut Tx, change: i64, ids: Vec<DroneId>) -> Result<(), Sto
     }
     tx.done(
         "update drones set changed = $2 where touched = $2 and id in (select value from json_each($1))",
-        &[Bind::Text(&rows::json(&ids)?), Bind::Int(change)],
+        &[Bind::Text(&sql::json(&ids)?), Bind::Int(change)],
     )
     .await?;
     Ok(())
@@ -269,7 +268,7 @@ async fn recover(tx: &mut Tx, change: i64, ids: Vec<DroneId>) -> Result<Vec<Dron
          where status = 'failed' and touched = $2 and id in (select value from json_each($1)) returning ",
         drone_columns!()
     );
-    let recovered = tx.rows(QUERY, &[Bind::Text(&rows::json(&ids)?), Bind::Int(change)]).await?;
+    let recovered = tx.rows(QUERY, &[Bind::Text(&sql::json(&ids)?), Bind::Int(change)]).await?;
     rows::all_drones(&recovered)
 }
 
@@ -288,7 +287,7 @@ async fn silent_among(tx: &mut Tx, batch: &[Removal]) -> Result<HashSet<DroneId>
     let found = tx.rows("select drones.id from (select value ->> 0 as p_id, cast(value ->> 1 as bigint) as p_since_ms from json_each($1)) as p
          join drones on drones.id = p_id
          where drones.status = 'reserved' and drones.reserved_ms < p_since_ms
-           and coalesce(drones.last_seen_ms, 0) < p_since_ms", &[Bind::Text(&rows::json(&guarded)?)])
+           and coalesce(drones.last_seen_ms, 0) < p_since_ms", &[Bind::Text(&sql::json(&guarded)?)])
     .await?;
     for row in &found {
         silent.insert(rows::parse(row.text(0)?)?);
@@ -309,7 +308,7 @@ async fn take_out(
         drone_columns!()
     );
     let batch: Vec<_> = removals.map(|removal| (removal.drone_id, removal.to.as_str())).collect();
-    let removed = tx.rows(QUERY, &[Bind::Text(&rows::json(&batch)?), Bind::Int(change)]).await?;
+    let removed = tx.rows(QUERY, &[Bind::Text(&sql::json(&batch)?), Bind::Int(change)]).await?;
     rows::all_drones(&removed)
 }
 
@@ -345,6 +344,6 @@ async fn write_registrations(tx: &mut Tx, allowed: &[&Registration]) -> Result<V
     );
     let batch: Vec<_> = allowed.iter().map(|registration| (registration.drone_id, &registration.facts)).collect();
     let change = next_change(tx).await?;
-    let written = tx.rows(QUERY, &[Bind::Text(&rows::json(&batch)?), Bind::Int(change)]).await?;
+    let written = tx.rows(QUERY, &[Bind::Text(&sql::json(&batch)?), Bind::Int(change)]).await?;
     rows::all_drones(&written)
 }

@@ -1,8 +1,7 @@
 //! Fleet's store in SQL, on SQLite and on PostgreSQL: set-based statements, one transaction a batch. What differs between
-//! the two is in `engine`, and the types of the tables.
+//! the two is in `messaging::sql`, and the types of the tables.
 
 mod drones;
-mod engine;
 mod queries;
 mod raw;
 mod release;
@@ -18,11 +17,9 @@ use contracts::{
     events::{CloudEvent, DroneRecord, Event, FleetEventKind},
 };
 use messaging::{
-    outbox::{self, OutboxSignal, OutboxSource, PostgresOutbox, SqliteOutbox},
-    postgres, sqlite,
+    outbox::OutboxSignal,
+    sql::{Engine, Migrations, OpenError, Tx},
 };
-
-use self::engine::{Engine, Tx};
 
 use super::{Grant, LatestReport, Opened, Place, Proposal, Removal, Reserved, Store, StoreError, Waiting, Written};
 use crate::domain::{Drone, Ending, Hold, Parties, Registration, RegistrationRefusal};
@@ -84,6 +81,7 @@ create index reservations_deadline on reservations (deadline_ms) where state = '
 create index reservations_ended on reservations (ended_ms) where ended_ms is not null;
 ";
 
+/// Room in each page keeps a report, which touches no index, within its page.
 const POSTGRES_SCHEMA: &str = "
 create table change_counter (id bigint primary key check (id = 0), value bigint not null);
 insert into change_counter (id, value) values (0, 0);
@@ -107,7 +105,7 @@ create table drones (
     changed bigint not null,
     touched bigint not null,
     check ((status = 'reserved') = (delivery_id is not null and attempt is not null))
-);
+) with (fillfactor = 70);
 create index drones_changed on drones (changed);
 create index drones_base on drones (base_id, id);
 create table reservations (
@@ -137,22 +135,14 @@ create index reservations_deadline on reservations (deadline_ms) where state = '
 create index reservations_ended on reservations (ended_ms) where ended_ms is not null;
 ";
 
-/// Opens (and makes) a SQLite file.
-pub(crate) async fn open_sqlite(path: &str, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
-    let file = sqlite::open(path, &[outbox::SQLITE_SCHEMA, SQLITE_SCHEMA]).await?;
-    Ok(opened(Engine::Sqlite(file.clone()), Arc::new(SqliteOutbox::new(file)), clock))
-}
+const MIGRATIONS: Migrations = Migrations { sqlite: &[SQLITE_SCHEMA], postgres: &[POSTGRES_SCHEMA] };
 
-/// Opens a PostgreSQL database (or schema) and brings it up to date.
-pub(crate) async fn open_postgres(url: &str, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
-    let store = postgres::open(url, &[outbox::POSTGRES_SCHEMA, POSTGRES_SCHEMA]).await?;
-    Ok(opened(Engine::Postgres(store.clone()), Arc::new(PostgresOutbox::new(store)), clock))
-}
-
-fn opened(engine: Engine, outbox: Arc<dyn OutboxSource>, clock: Arc<dyn Clock>) -> Opened {
+/// Opens the store that a URL names and brings it up to date.
+pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
+    let (engine, outbox) = Engine::open(url, MIGRATIONS).await?;
     let signal = OutboxSignal::default();
     let store = SqlStore { engine, signal: signal.clone(), clock };
-    Opened { store: Arc::new(store), outbox, signal }
+    Ok(Opened { store: Arc::new(store), outbox, signal })
 }
 
 /// The tables of either engine.
@@ -163,6 +153,15 @@ struct SqlStore {
 }
 
 impl SqlStore {
+    /// A transaction that no other writer is beside: what it reads cannot change before it commits, and the numbers of
+    /// changes are in order of commit. On PostgreSQL the counter's row is the lock, so that the writers of all replicas
+    /// take turns; batches make up for it.
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        let mut tx = self.engine.begin().await?;
+        tx.lock("select value from change_counter where id = 0 for update", &[]).await?;
+        Ok(tx)
+    }
+
     /// Writes the events, commits, and wakes the relay.
     async fn commit(&self, tx: Tx, events: &[CloudEvent]) -> Result<(), StoreError> {
         self.engine.commit(tx, events).await?;

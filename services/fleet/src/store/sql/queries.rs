@@ -1,10 +1,10 @@
 //! What is read outside of a write, and the upkeep of old rows.
 
 use contracts::{BaseId, Coordinate, DroneId, Timestamp, flight::Trip};
+use messaging::sql::{self, Bind, Values};
 
 use super::{
     SqlStore,
-    engine::{Bind, Values},
     rows::{self, drone_columns},
 };
 use crate::{
@@ -56,7 +56,7 @@ impl SqlStore {
         if due.is_empty() {
             return Ok(0);
         }
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let expired = tx
             .done(
                 "update reservations set state = 'released', ended_ms = $1, reason = 'no drone before the deadline'
@@ -75,7 +75,7 @@ impl SqlStore {
     }
 
     pub(super) async fn read_drones(&self, ids: &[DroneId]) -> Result<Vec<Drone>, StoreError> {
-        let found = self.engine.read(rows::DRONES_BY_ID, &[Bind::Text(&rows::json(&ids)?)]).await?;
+        let found = self.engine.read(rows::DRONES_BY_ID, &[Bind::Text(&sql::json(&ids)?)]).await?;
         rows::all_drones(&found)
     }
 
@@ -148,7 +148,7 @@ impl SqlStore {
     }
 
     pub(super) async fn delete_ended(&self, ended_before: Timestamp, limit: usize) -> Result<u64, StoreError> {
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let deleted = tx
             .done(
                 "delete from reservations where (delivery_id, attempt) in

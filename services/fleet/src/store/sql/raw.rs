@@ -1,10 +1,12 @@
 //! The raw tables as the audit reads them: no rule of the service in between.
 
-use super::{engine::Raw, rows};
-use crate::{audit::AuditReservation, store::StoreError};
+use messaging::sql::Raw;
+
+use super::rows;
+use crate::audit::AuditReservation;
 
 /// Every reservation that is still open, and every drone that is still reserved, in the store at `url`.
-pub(crate) async fn raw_reservations(url: &str) -> Result<Vec<AuditReservation>, StoreError> {
+pub(crate) async fn raw_reservations(url: &str) -> anyhow::Result<Vec<AuditReservation>> {
     let store = Raw::open(url).await?;
     let found = store
         .read(

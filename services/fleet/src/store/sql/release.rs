@@ -1,17 +1,16 @@
 //! Ends reservations: by command, by event, by a later attempt.
 
-use std::collections::HashMap;
+use messaging::sql::{self, Bind, Tx};
+use std::collections::{BTreeMap, HashMap};
 
 use contracts::{
-    DroneId,
+    DeliveryId, DroneId,
     commands::{Refusal, ReleaseDrone, ReleaseOutcome},
     events::{CloudEvent, FleetEventKind},
 };
 
 use super::{
-    Cause, SqlStore,
-    engine::{Bind, Tx},
-    next_change,
+    Cause, SqlStore, next_change,
     rows::{self, drone_columns, signed},
 };
 use crate::{
@@ -29,7 +28,7 @@ struct Over {
 
 impl SqlStore {
     pub(super) async fn release_batch(&self, batch: &[ReleaseDrone]) -> Result<Written<ReleaseOutcome>, StoreError> {
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let deliveries: Vec<_> = batch.iter().map(|command| command.delivery_id).collect();
         let known = rows::known(&mut tx, &deliveries).await?;
         let mut outcomes = Vec::with_capacity(batch.len());
@@ -54,7 +53,7 @@ impl SqlStore {
     }
 
     pub(super) async fn end_batch(&self, batch: &[Ending]) -> Result<Written<()>, StoreError> {
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let (drones, events) = self.end_in(&mut tx, batch).await?;
         self.commit(tx, &events).await?;
         Ok(Written { outcomes: vec![(); batch.len()], drones })
@@ -96,7 +95,7 @@ impl SqlStore {
              where reservations.delivery_id = p_delivery_id and reservations.attempt <= p_up_to
                and reservations.state in ('waiting', 'reserved')
              returning delivery_id, attempt, drone_id, customer_id, home_region, reason",
-                &[Bind::Text(&rows::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())],
+                &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())],
             )
             .await?;
         let mut over = Vec::with_capacity(closed.len());
@@ -114,8 +113,16 @@ impl SqlStore {
 
     /// Keeps a tombstone for each attempt that was never heard of, and the fence of each that was.
     async fn bury(&self, tx: &mut Tx, endings: &[Ending]) -> Result<(), StoreError> {
-        let mut batch = Vec::with_capacity(endings.len());
+        // Each attempt once, by its highest fence: a statement may not write a row twice.
+        let mut graves: BTreeMap<(DeliveryId, u32), &Ending> = BTreeMap::new();
         for ending in endings.iter().filter(|ending| ending.tombstone) {
+            let grave = graves.entry((ending.delivery_id, ending.up_to)).or_insert(ending);
+            if ending.fence > grave.fence {
+                *grave = ending;
+            }
+        }
+        let mut batch = Vec::with_capacity(graves.len());
+        for ending in graves.values() {
             batch.push((ending.delivery_id, ending.up_to, signed(ending.fence), &ending.reason));
         }
         if batch.is_empty() {
@@ -127,7 +134,7 @@ impl SqlStore {
              from json_each($1) where true
              on conflict (delivery_id, attempt) do update set fence = excluded.fence
              where excluded.fence > reservations.fence",
-            &[Bind::Text(&rows::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())],
+            &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())],
         )
         .await?;
         Ok(())
@@ -155,6 +162,6 @@ async fn free_drones(tx: &mut Tx, over: &[Over]) -> Result<Vec<Drone>, StoreErro
         drone_columns!()
     );
     let change = next_change(tx).await?;
-    let freed = tx.rows(QUERY, &[Bind::Text(&rows::json(&batch)?), Bind::Int(change)]).await?;
+    let freed = tx.rows(QUERY, &[Bind::Text(&sql::json(&batch)?), Bind::Int(change)]).await?;
     rows::all_drones(&freed)
 }

@@ -1,5 +1,6 @@
 //! Reserves drones: the conditional update of the drone's row decides, whatever an index believed.
 
+use messaging::sql::{self, Bind, Tx};
 use std::collections::{HashMap, HashSet};
 
 use contracts::{
@@ -10,9 +11,7 @@ use contracts::{
 use serde::Serialize;
 
 use super::{
-    Cause, SqlStore,
-    engine::{Bind, Tx},
-    next_change,
+    Cause, SqlStore, next_change,
     rows::{self, drone_columns, signed},
 };
 use crate::{
@@ -72,7 +71,7 @@ struct Judged<'a> {
 
 impl SqlStore {
     pub(super) async fn reserve_batch(&self, batch: &[Proposal<'_>]) -> Result<Written<Reserved>, StoreError> {
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let deliveries: Vec<_> = batch.iter().map(|proposal| proposal.command.delivery_id).collect();
         let known = rows::known(&mut tx, &deliveries).await?;
         let Judged { mut outcomes, fresh, replaced, fences } = self.judge(batch, &known);
@@ -134,7 +133,7 @@ impl SqlStore {
     }
 
     pub(super) async fn grant_batch(&self, batch: &[Grant]) -> Result<Written<bool>, StoreError> {
-        let mut tx = self.engine.begin().await?;
+        let mut tx = self.begin().await?;
         let wanted: Vec<_> = batch.iter().map(|grant| (grant.hold, grant.pick)).collect();
         let won = self.seize(&mut tx, &wanted, Line::Waits).await?;
         let outcomes = batch.iter().map(|grant| won.contains_key(&grant.hold)).collect();
@@ -167,7 +166,7 @@ impl SqlStore {
         let seized = tx
             .rows(
                 line.seize(),
-                &[Bind::Text(&rows::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis()), Bind::Int(change)],
+                &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis()), Bind::Int(change)],
             )
             .await?;
         let mut won = HashMap::with_capacity(seized.len());
@@ -193,7 +192,7 @@ impl SqlStore {
                  cast(value ->> 'weight_kg' as double precision), cast(value ->> 'priority' as bigint),
                  cast(value ->> 'requested_ms' as bigint), cast(value ->> 'deadline_ms' as bigint),
                  case value ->> 'state' when 'reserved' then $2 end
-             from json_each($1)", &[Bind::Text(&rows::json(&new)?), Bind::Int(self.clock.now().timestamp_millis())])
+             from json_each($1)", &[Bind::Text(&sql::json(&new)?), Bind::Int(self.clock.now().timestamp_millis())])
         .await?;
         Ok(())
     }
@@ -211,7 +210,7 @@ impl SqlStore {
              from (select value ->> 0 as p_delivery_id, cast(value ->> 1 as bigint) as p_attempt, value ->> 2 as p_drone_id,
                           value ->> 3 as p_drone from json_each($1)) as p
              where reservations.delivery_id = p_delivery_id and reservations.attempt = p_attempt
-             returning delivery_id, attempt, customer_id, home_region", &[Bind::Text(&rows::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())])
+             returning delivery_id, attempt, customer_id, home_region", &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())])
         .await?;
         let mut parties = HashMap::with_capacity(left.len());
         for row in &left {
@@ -316,7 +315,7 @@ async fn raise_fences(tx: &mut Tx, fences: &[(DeliveryId, i64)]) -> Result<(), S
         "update reservations set fence = p_fence
          from (select value ->> 0 as p_delivery_id, cast(value ->> 1 as bigint) as p_fence from json_each($1)) as p
          where reservations.delivery_id = p_delivery_id and reservations.fence < p_fence",
-        &[Bind::Text(&rows::json(&fences)?)],
+        &[Bind::Text(&sql::json(&fences)?)],
     )
     .await?;
     Ok(())

@@ -1,5 +1,6 @@
 //! Rows as they are read and the JSON arrays that carry a batch into one statement.
 
+use messaging::sql::{self, Bind, Tx, Values};
 use std::collections::HashMap;
 
 use contracts::{
@@ -7,9 +8,7 @@ use contracts::{
     commands::{AssignedDrone, DroneStatus},
     flight::Airframe,
 };
-use serde::Serialize;
 
-use super::engine::{Bind, Tx, Values};
 use crate::{
     domain::{Drone, Hold, Known, Parties, ReservationState},
     store::StoreError,
@@ -23,11 +22,6 @@ macro_rules! drone_columns {
     };
 }
 pub(super) use drone_columns;
-
-/// A batch as the one bind of a statement that reads it with `json_each`.
-pub(super) fn json(rows: &impl Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(rows).map_err(|error| StoreError::Unavailable(error.into()))
-}
 
 /// A text of the store as what it stands for.
 pub(super) fn parse<T>(text: &str) -> Result<T, sqlx::Error>
@@ -113,7 +107,7 @@ pub(super) async fn drones_by_id(tx: &mut Tx, ids: &[DroneId]) -> Result<Vec<Dro
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = tx.rows(DRONES_BY_ID, &[Bind::Text(&json(&ids)?)]).await?;
+    let rows = tx.rows(DRONES_BY_ID, &[Bind::Text(&sql::json(&ids)?)]).await?;
     all_drones(&rows)
 }
 
@@ -126,7 +120,7 @@ pub(super) async fn known(
         .rows(
             "select delivery_id, attempt, state, fence, drone from reservations
          where delivery_id in (select value from json_each($1))",
-            &[Bind::Text(&json(&deliveries)?)],
+            &[Bind::Text(&sql::json(&deliveries)?)],
         )
         .await?;
     let mut known: HashMap<DeliveryId, Vec<Known>> = HashMap::new();
