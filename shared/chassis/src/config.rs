@@ -27,19 +27,19 @@ const AFTER_HELP: &str = "Every option can be given by the environment variable 
 #[derive(Debug, Clone, Args)]
 pub struct NodeConfig {
     /// Where to listen: host:port.
-    #[arg(long, env = "LISTEN", hide_env_values = true, default_value = "127.0.0.1:0", value_parser = parse_listen)]
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:0", value_parser = parse_listen)]
     pub listen: String,
     /// The event log: embedded:PATH or kafka://host:port.
-    #[arg(long, env = "EVENT_LOG", hide_env_values = true, value_parser = parse_event_log)]
+    #[arg(long, env = "EVENT_LOG", value_parser = parse_event_log)]
     pub event_log: String,
     /// The file that holds the development issuer's signing key.
-    #[arg(long, env = "DEV_ISSUER_KEY", hide_env_values = true)]
+    #[arg(long, env = "DEV_ISSUER_KEY")]
     pub dev_issuer_key: PathBuf,
     /// The region of this node.
-    #[arg(long, env = "REGION", hide_env_values = true, default_value = contracts::api::DEFAULT_REGION)]
+    #[arg(long, env = "REGION", default_value = contracts::api::DEFAULT_REGION)]
     pub region: Region,
     /// Where the others are: name=URL, separated by commas; a name comes once for each of its replicas.
-    #[arg(long, env = "PEERS", hide_env_values = true, value_delimiter = ',', value_parser = parse_peer)]
+    #[arg(long, env = "PEERS", value_delimiter = ',', value_parser = parse_peer)]
     pub peers: Vec<(&'static str, String)>,
 }
 
@@ -105,7 +105,15 @@ struct CommandLine<C: Args> {
 
 fn command<C: Args>(service: &'static str) -> clap::Command {
     // The first line is set last: otherwise it is that of whichever options were added last.
-    CommandLine::<C>::command().name(service).about(format!("The {service} service")).after_help(AFTER_HELP)
+    let command = CommandLine::<C>::command().name(service).about(format!("The {service} service"));
+    command.after_help(AFTER_HELP).mut_args(|option| {
+        let Some(variable) = option.get_env().map(|variable| variable.to_string_lossy().into_owned()) else {
+            return option;
+        };
+        // An error says the value's name, which is thus the variable's. A value may hold a password: it is not shown.
+        let option = option.hide_env_values(true);
+        if option.get_action().takes_values() { option.value_name(variable) } else { option }
+    })
 }
 
 /// What parsing cannot tell, without opening anything.
@@ -217,7 +225,7 @@ mod tests {
         let help = command::<Own>("test").render_long_help().to_string();
         let variables = ["LISTEN", "EVENT_LOG", "DEV_ISSUER_KEY", "REGION", "PEERS", "CHASSIS_TEST_STORE"];
         for variable in variables {
-            assert!(help.contains(&format!("[env: {variable}")), "{variable} is not in\n{help}");
+            assert!(help.contains(&format!("[env: {variable}]")), "{variable} is not in\n{help}");
         }
         assert!(help.starts_with("The test service") && help.contains("LOG sets"), "{help}");
     }
@@ -234,7 +242,7 @@ mod tests {
             ("--peers=drones=http://x", "PEERS"),
             ("--peers=fleet=ftp://x", "PEERS"),
             ("--peers=fleet=http://x,http://y", "PEERS"),
-            ("--store=many", "STORE"),
+            ("--store=many", "CHASSIS_TEST_STORE"),
         ];
         for (option, variable) in bad {
             let error = parse(&[option]).unwrap_err().to_string();
@@ -242,6 +250,7 @@ mod tests {
         }
         let missing = command::<Own>("test").try_get_matches_from(["test"]).unwrap_err().to_string();
         assert!(missing.contains("EVENT_LOG") && missing.contains("DEV_ISSUER_KEY"), "{missing}");
+        assert!(missing.contains("CHASSIS_TEST_STORE"), "{missing}");
     }
 
     #[test]
