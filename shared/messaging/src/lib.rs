@@ -12,6 +12,7 @@ pub mod dead_letters;
 pub mod embedded;
 pub mod keys;
 mod log;
+pub mod mongodb;
 pub mod outbox;
 mod pace;
 pub mod postgres;
