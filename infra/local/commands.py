@@ -9,6 +9,7 @@ import signal
 import sys
 
 from install import Tools
+from part import NotYet
 from part_kafka import Kafka
 from part_mongo import Mongo
 from part_objects import S3, Azure
@@ -24,7 +25,7 @@ environment:
   LOCAL_DATA       the data folder, as --data; default target/local
   LOCAL_PORT_BASE  the first of {PORTS} ports on 127.0.0.1; default {PORT_BASE}. A data folder keeps the one that it
                    was made with, so a second set needs both a folder and ports of its own
-  LOCAL_TOOLS      where tools are installed; default target/local-tools
+  LOCAL_TOOLS      where tools are installed; default target/local-tools, or where the data folder's are
 """
 UP = f"""\
 Starts the backing services on loopback, and installs what is missing: Debian packages as root or by sudo, the rest
@@ -73,24 +74,16 @@ class Set:
 
     def start(self, parts):
         """Starts these together. What failed is told when the others are done."""
-        for part in parts:
-            if not all(server.running() for server in part.servers()):
-                break
-        else:
-            return self._all(parts)
         self.place.make()
-        self.tools.install({need for part in parts for need in part.needs})
-        return self._all(parts)
-
-    def _all(self, parts):
+        self.tools.install(dict.fromkeys(need for part in parts for need in part.needs))
         with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
-            running = [pool.submit(part.start) for part in parts]
-        failures = [str(future.exception()) for future in running if isinstance(future.exception(), Failure)]
-        for future in running:
-            if not isinstance(future.exception(), (Failure, type(None))):
-                raise future.exception()
-        if failures:
-            raise Failure("\n".join(failures))
+            starts = [pool.submit(part.start) for part in parts]
+        errors = [start.exception() for start in starts if start.exception() is not None]
+        for error in errors:
+            if not isinstance(error, Failure):
+                raise error
+        if errors:
+            raise Failure("\n".join(map(str, errors)))
 
     def stop(self, servers):
         """Asks all, then waits for each."""
@@ -101,7 +94,7 @@ class Set:
 
     def environment(self, parts):
         """The variables of these parts, and of the set."""
-        variables = {"LOCAL_DATA": self.place.data, "LOCAL_TOOLS": self.place.tools}
+        variables = {"LOCAL_DATA": self.place.data}
         for part in parts:
             variables.update(part.environment())
         return variables
@@ -144,7 +137,7 @@ def down():
 
 def status():
     local = Set(Place(parser(STATUS).parse_args().data))
-    print(f"{'part':<16}{'port':>6}{'pid':>9}{'MiB':>6}  state")
+    rows = [f"{'part':<16}{'port':>6}{'pid':>9}{'MiB':>6}  state"]
     every = True
     for server in local.servers():
         pid = server.process.pid()
@@ -153,10 +146,12 @@ def status():
             try:
                 server.check()
                 state = "answers"
-            except Exception as error:
+            except (NotYet, OSError) as error:
                 state = f"does not answer: {error}"
         every = every and state == "answers"
-        print(f"{server.name:<16}{server.port:>6}{pid or '-':>9}{server.process.memory_mib() or '-':>6}  {state}")
+        rows.append(f"{server.name:<16}{server.port:>6}{pid or '-':>9}{server.process.memory_mib() or '-':>6}  {state}")
+    # In one write, since `status | head` leaves early.
+    sys.stdout.write("".join(f"{row}\n" for row in rows))
     sys.exit(0 if every else 1)
 
 
@@ -182,10 +177,10 @@ def main(command):
     # mongod wants many files; whoever starts it gives it what it may have.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # At once, not when every thread has finished; what has been started is found again by the next command.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
     try:
         command()
     except Failure as failure:
         sys.exit(f"infra/local/{os.path.basename(sys.argv[0])}: {failure}")
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -1,6 +1,5 @@
 """What all backing services have in common: start on their data folder, wait until they answer, kill, stop."""
 
-import os
 import signal
 import socket
 import time
@@ -150,8 +149,3 @@ def http(method, url, headers=None):
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
-
-
-def run_as(user):
-    """Popen's arguments to run as that user, for root; nothing for others."""
-    return {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}

@@ -6,6 +6,7 @@ import struct
 
 import install
 from part import LOOPBACK, NotYet, Part, connect
+from place import say
 
 FILES = install.HERE / "kafka"
 # For a fast start on few cores: the small compiler only, the small collector, and classes from an archive.
@@ -25,6 +26,8 @@ class Kafka(Part):
         self.properties = self.folder / "server.properties"
         self.class_path = str(tools.jars / "libs/*")
         self.archive = tools.jars / "classes.jsa"
+        # Flags of the next start alone.
+        self.flags = []
 
     def ports(self):
         return [self.place.base + 40, self.place.base + 41]
@@ -52,6 +55,7 @@ class Kafka(Part):
         halves the time of every later start."""
         new = self.archive.with_name(f"classes.{os.getpid()}.jsa")
         self.flags = [f"-XX:ArchiveClassesAtExit={new}"]
+        say("kafka: starting and stopping it once, to archive its classes")
         super().launch()
         self.await_answer()
         self.ask_to_stop()
@@ -61,11 +65,9 @@ class Kafka(Part):
         if new.exists():
             new.rename(self.archive)
 
-    flags = ()
-
     def command(self):
-        shared = [f"-XX:SharedArchiveFile={self.archive}"] if self.archive.exists() else []
-        return ["java", *HEAP, *JAVA, *(self.flags or shared), f"-Dlog4j2.configurationFile={FILES / 'log4j2.yaml'}",
+        archive = [f"-XX:SharedArchiveFile={self.archive}"] if self.archive.exists() else []
+        return ["java", *HEAP, *JAVA, *(self.flags or archive), f"-Dlog4j2.configurationFile={FILES / 'log4j2.yaml'}",
                 "-cp", self.class_path, "kafka.Kafka", self.properties]
 
     def options(self):

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import install
-from part import LOOPBACK, POLL_SECONDS, NotYet, Part, run_as
+from part import LOOPBACK, POLL_SECONDS, NotYet, Part
 from process import Failure
 
 ROLE = "drone"
@@ -59,7 +59,6 @@ class Postgres(Part):
     def prepare(self):
         if os.geteuid() == 0:
             shutil.chown(self.folder, SYSTEM_USER, SYSTEM_USER)
-            self._reachable()
         if not self.cluster.exists():
             self._init()
         (self.cluster / "postgresql.auto.conf").unlink(missing_ok=True)
@@ -67,12 +66,19 @@ class Postgres(Part):
         (self.cluster / "local.conf").chmod(0o644)
         self._clear_after_crash()
 
-    def _reachable(self):
-        """The user postgres must be able to enter every folder above the data."""
-        entered = subprocess.run(["test", "-x", self.folder], **run_as(SYSTEM_USER))
-        if entered.returncode != 0:
-            raise Failure(f"postgres: the user {SYSTEM_USER} cannot enter {self.folder}, and root cannot run "
-                          "PostgreSQL; choose a folder that others may enter: --data or LOCAL_DATA")
+    def _as_user(self):
+        """What makes root's command run as the user postgres; it replaces itself, so the pid stays."""
+        if os.geteuid() != 0:
+            return []
+        user = ["setpriv", "--reuid", SYSTEM_USER, "--regid", SYSTEM_USER, "--init-groups"]
+        # A folder above may be closed to that user (/root is): then it needs leave to pass all the same.
+        capable = [*user, "--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]
+        for prefix in (user, capable):
+            # Not `test -x`: access(2) takes no account of leave.
+            if subprocess.run([*prefix, "ls", f"{self.folder}/."], capture_output=True).returncode == 0:
+                return prefix
+        raise Failure(f"postgres: the user {SYSTEM_USER} cannot enter {self.folder}, and root cannot run PostgreSQL; "
+                      "choose a folder that others may enter: --data or LOCAL_DATA")
 
     def _init(self):
         """initdb into a folder beside, so that one cut off is never taken for a cluster."""
@@ -83,9 +89,9 @@ class Postgres(Part):
         if os.geteuid() == 0:
             shutil.chown(password, SYSTEM_USER)
         password.chmod(0o600)
-        install.run([install.postgres_bin() / "initdb", "--pgdata", new, "--username", "postgres", "--pwfile",
-                     password, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8"],
-                    quiet=True, cwd=self.folder, **run_as(SYSTEM_USER))
+        install.run([*self._as_user(), install.postgres_bin() / "initdb", "--pgdata", new, "--username", "postgres",
+                     "--pwfile", password, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8"],
+                    quiet=True, cwd=self.folder)
         password.unlink()
         with open(new / "postgresql.conf", "a") as config:
             config.write("include 'local.conf'\n")
@@ -113,10 +119,10 @@ class Postgres(Part):
         return found
 
     def command(self):
-        return [install.postgres_bin() / "postgres", "-D", self.cluster]
+        return [*self._as_user(), install.postgres_bin() / "postgres", "-D", self.cluster]
 
     def options(self):
-        return {"cwd": self.folder, **run_as(SYSTEM_USER)}
+        return {"cwd": self.folder}
 
     def check(self):
         ready = subprocess.run([install.postgres_bin() / "pg_isready", "-q", "-h", LOOPBACK, "-p", str(self.port)])

@@ -92,7 +92,7 @@ def complete(answer):
 class Node(Redis):
     """One process of the cluster."""
 
-    memory = "128mb"
+    memory = "256mb"
 
     def __init__(self, place, tools, number):
         self.name = f"redis-cluster-{number}"

@@ -10,7 +10,7 @@ import sys
 from process import Failure
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").absolute()
 # Below the ports that Linux hands out to clients (from 32768), above those of well-known servers.
 PORT_BASE = 27300
 # A set takes its ports from this many after the base.
@@ -19,7 +19,9 @@ PORTS = 80
 
 def say(text):
     """Progress goes to stderr: stdout holds what a shell evaluates."""
-    print(text, file=sys.stderr, flush=True)
+    # In one write, so that lines of parts that start together do not mix.
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 class Place:
@@ -27,8 +29,18 @@ class Place:
 
     def __init__(self, data=None):
         self.data = pathlib.Path(data or os.environ.get("LOCAL_DATA") or TARGET / "local").absolute()
-        self.tools = pathlib.Path(os.environ.get("LOCAL_TOOLS") or TARGET / "local-tools").absolute()
+        self.tools = self._tools()
         self.base = self._base()
+
+    def _tools(self):
+        """Where the tools are: those that started this data folder's servers, as long as they are there."""
+        if os.environ.get("LOCAL_TOOLS"):
+            return pathlib.Path(os.environ["LOCAL_TOOLS"]).absolute()
+        try:
+            kept = pathlib.Path((self.data / "tools").read_text().strip())
+        except FileNotFoundError:
+            kept = None
+        return kept if kept is not None and kept.is_dir() else TARGET / "local-tools"
 
     def _base(self):
         """The data folder's port base; a new folder takes LOCAL_PORT_BASE. Replica set and cluster keep ports in
@@ -46,10 +58,11 @@ class Place:
         return kept
 
     def make(self):
-        """Makes the folders and keeps the port base."""
+        """Makes the folders and keeps where ports and tools are."""
         for folder in (self.data, self.data / "logs", self.data / "pids"):
             folder.mkdir(parents=True, exist_ok=True)
         (self.data / "port-base").write_text(f"{self.base}\n")
+        (self.data / "tools").write_text(f"{self.tools}\n")
 
     def secret(self, name, make=lambda: secrets.token_hex(16)):
         """A password of this data folder, made up when it is first asked for."""

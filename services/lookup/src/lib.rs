@@ -38,7 +38,7 @@ const SWEEP_BATCH: u32 = 1_000;
 /// What the service is configured by.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
-    /// The store: sqlite:PATH.
+    /// The store: sqlite:PATH or mongodb://HOSTS/DATABASE.
     #[arg(long = "lookup-store", env = "LOOKUP_STORE")]
     pub store: String,
 }

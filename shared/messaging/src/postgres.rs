@@ -123,7 +123,7 @@ where
 /// Whether the database asks to repeat the transaction: 40001 serialization_failure, 40P01 deadlock_detected, 55P03
 /// lock_not_available.
 pub fn is_lost(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     matches!(code.as_deref(), Some("40001" | "40P01" | "55P03"))
 }
 

@@ -57,6 +57,13 @@ impl Subject {
     }
 }
 
+/// Leaves nothing of a store that is not a file in the subject's folder.
+pub(crate) async fn forget(url: &str) {
+    if url.starts_with("mongodb:") {
+        super::mongodb::forget(url).await;
+    }
+}
+
 fn name(customer: &str) -> CustomerId {
     customer.parse().unwrap()
 }
@@ -79,7 +86,10 @@ macro_rules! store_contract {
     (@cases $subject:path: $($case:ident)+) => {
         $(#[tokio::test]
         async fn $case() {
-            $crate::store::contract::$case($subject().await).await;
+            let Some(subject) = $subject().await else { return };
+            let url = subject.url.clone();
+            $crate::store::contract::$case(subject).await;
+            $crate::store::contract::forget(&url).await;
         })+
     };
 }

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod mongodb;
 #[cfg(test)]
 pub(crate) mod samples;
 mod sqlite;
@@ -20,7 +21,7 @@ pub(crate) enum StoreError {
     #[error("the lookup store is unavailable")]
     Unavailable(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The URL names no store.
-    #[error("'{0}' is not a lookup store: expected sqlite:PATH")]
+    #[error("'{0}' is not a lookup store: expected sqlite:PATH or mongodb://HOSTS/DATABASE")]
     UnknownScheme(String),
 }
 
@@ -62,6 +63,7 @@ pub(crate) trait Store: Send + Sync + 'static {
 pub(crate) async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) => sqlite::open(path).await,
+        Some(("mongodb" | "mongodb+srv", _)) => mongodb::open(url).await,
         _ => Err(StoreError::UnknownScheme(url.to_owned())),
     }
 }
@@ -83,6 +85,7 @@ pub struct AuditLookup {
 pub async fn audit_scan(store_url: &str) -> anyhow::Result<Vec<AuditLookup>> {
     match store_url.split_once(':') {
         Some(("sqlite", path)) => Ok(sqlite::audit_scan(path).await?),
+        Some(("mongodb" | "mongodb+srv", _)) => Ok(mongodb::audit_scan(store_url).await?),
         _ => Err(StoreError::UnknownScheme(store_url.to_owned()).into()),
     }
 }

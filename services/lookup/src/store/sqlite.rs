@@ -180,7 +180,7 @@ pub(super) async fn audit_scan(path: &str) -> Result<Vec<AuditLookup>, sqlx::Err
 }
 
 #[cfg(test)]
-mod tests {
+mod on_sqlite {
     use super::*;
     use crate::store::{
         contract::{Subject, store_contract},
@@ -191,7 +191,11 @@ mod tests {
         Subject::open(|folder| format!("sqlite:{}", folder.join("lookup.db").display())).await
     }
 
-    store_contract!(subject);
+    async fn fresh() -> Option<Subject> {
+        Some(subject().await)
+    }
+
+    store_contract!(fresh);
 
     #[tokio::test]
     async fn the_audit_reads_every_row_of_the_file() {

@@ -2,7 +2,10 @@
 
 use async_trait::async_trait;
 use contracts::{Timestamp, events::CloudEvent};
-use sqlx::{PgConnection, Row, postgres::PgListener, postgres::PgRow};
+use sqlx::{
+    PgConnection, Row,
+    postgres::{PgListener, PgRow},
+};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
