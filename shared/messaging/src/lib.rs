@@ -10,6 +10,7 @@ pub mod batch;
 pub mod consumer;
 pub mod dead_letters;
 pub mod embedded;
+pub mod kafka;
 pub mod keys;
 mod log;
 pub mod mongodb;
