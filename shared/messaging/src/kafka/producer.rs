@@ -8,18 +8,19 @@ use rdkafka::{
     producer::{DeliveryFuture, FutureProducer, FutureRecord},
 };
 
-use super::record;
+use super::{names::Names, record};
 use crate::{LogError, keys::part_of};
 
 /// A producer of events.
 #[derive(Clone)]
-pub struct Producer {
+pub(super) struct Producer {
     inner: FutureProducer,
+    names: Names,
 }
 
 impl Producer {
     /// A producer to the brokers `host:port[,host:port]`. It connects when it is needed.
-    pub fn new(brokers: &str) -> Result<Self, LogError> {
+    pub(super) fn new(brokers: &str, names: Names) -> Result<Self, LogError> {
         let inner = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .set("acks", "all")
@@ -31,11 +32,11 @@ impl Producer {
             .set("compression.type", "zstd")
             .create()
             .map_err(LogError::unavailable)?;
-        Ok(Self { inner })
+        Ok(Self { inner, names })
     }
 
     /// Appends events to topics that exist, in order within each key; answers once all are acknowledged.
-    pub async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError> {
+    pub(super) async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError> {
         let mut under_way = Vec::new();
         for event in &events {
             match self.send(event) {
@@ -51,7 +52,8 @@ impl Producer {
     }
 
     fn send(&self, event: &CloudEvent) -> Result<DeliveryFuture, KafkaError> {
-        let record = FutureRecord::to(&event.topic)
+        let topic = self.names.full(&event.topic);
+        let record = FutureRecord::to(&topic)
             .key(&event.key)
             .payload(&event.data)
             .partition(part_of(&event.key, PARTITIONS).cast_signed())

@@ -7,9 +7,8 @@ use rdkafka::{
 };
 use uuid::Uuid;
 
-/// The type of an event whose record is no CloudEvent. No topic knows it, so that a handler's decoding refuses it and
-/// it goes to the dead letters instead of stopping the consumer or being lost.
-pub const UNDECODABLE: &str = "Undecodable";
+use super::names::Names;
+use crate::UNDECODABLE;
 
 const ID: &str = "ce_id";
 const KIND: &str = "ce_type";
@@ -18,7 +17,7 @@ const TIME: &str = "ce_time";
 const TRACEPARENT: &str = "traceparent";
 
 /// The headers of an event.
-pub fn headers(event: &CloudEvent) -> OwnedHeaders {
+pub(super) fn headers(event: &CloudEvent) -> OwnedHeaders {
     let (id, time) = (event.id.to_string(), event.time.to_rfc3339());
     let fixed = [
         ("ce_specversion", "1.0"),
@@ -36,8 +35,8 @@ pub fn headers(event: &CloudEvent) -> OwnedHeaders {
 }
 
 /// The event of a record. What is no CloudEvent comes as [`UNDECODABLE`], with the data that it has.
-pub fn event(record: &impl Message) -> CloudEvent {
-    decoded(record).unwrap_or_else(|| {
+pub(super) fn event(record: &impl Message, names: &Names) -> CloudEvent {
+    decoded(record, names).unwrap_or_else(|| {
         tracing::error!(
             topic = record.topic(),
             partition = record.partition(),
@@ -47,7 +46,7 @@ pub fn event(record: &impl Message) -> CloudEvent {
         CloudEvent {
             // The same id whenever it is read.
             id: Uuid::from_u64_pair(u64::from(record.partition().unsigned_abs()), record.offset().unsigned_abs()),
-            topic: record.topic().to_owned(),
+            topic: names.short(record.topic()).to_owned(),
             key: String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned(),
             kind: UNDECODABLE.to_owned(),
             source: String::new(),
@@ -58,7 +57,7 @@ pub fn event(record: &impl Message) -> CloudEvent {
     })
 }
 
-fn decoded(record: &impl Message) -> Option<CloudEvent> {
+fn decoded(record: &impl Message, names: &Names) -> Option<CloudEvent> {
     let headers = record.headers()?;
     let text = |name: &str| {
         let header = headers.iter().find(|header| header.key == name)?;
@@ -66,7 +65,7 @@ fn decoded(record: &impl Message) -> Option<CloudEvent> {
     };
     Some(CloudEvent {
         id: text(ID)?.parse().ok()?,
-        topic: record.topic().to_owned(),
+        topic: names.short(record.topic()).to_owned(),
         key: String::from_utf8(record.key()?.to_vec()).ok()?,
         kind: text(KIND)?,
         source: text(SOURCE)?,
