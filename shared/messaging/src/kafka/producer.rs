@@ -1,6 +1,6 @@
 //! Publishes events to Kafka: idempotent, each answer after all in-sync replicas have the record.
 
-use contracts::events::{CloudEvent, PARTITIONS};
+use contracts::events::CloudEvent;
 use futures::future::try_join_all;
 use rdkafka::{
     ClientConfig,
@@ -8,7 +8,7 @@ use rdkafka::{
     producer::{DeliveryFuture, FutureProducer, FutureRecord},
 };
 
-use super::{names::Names, record};
+use super::{names::Names, record, topics::partitions};
 use crate::{LogError, keys::part_of};
 
 /// A producer of events.
@@ -56,7 +56,7 @@ impl Producer {
         let record = FutureRecord::to(&topic)
             .key(&event.key)
             .payload(&event.data)
-            .partition(part_of(&event.key, PARTITIONS).cast_signed())
+            .partition(part_of(&event.key, partitions(&event.topic)).cast_signed())
             .headers(record::headers(event));
         self.inner.send_result(record).map_err(|(error, _)| error)
     }

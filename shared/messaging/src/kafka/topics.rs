@@ -45,6 +45,14 @@ impl Kind {
     }
 }
 
+/// Partitions of a topic.
+pub(super) fn partitions(topic: &str) -> u32 {
+    match Kind::of(topic) {
+        Kind::Ids => 1,
+        Kind::Events | Kind::DeadLetters => PARTITIONS,
+    }
+}
+
 /// Makes topics and knows their ids.
 pub(super) struct Topics {
     brokers: String,
@@ -70,15 +78,14 @@ impl Topics {
             return Ok(());
         }
         let retention = RETENTION.num_milliseconds().to_string();
-        let full: Vec<(String, Kind)> = missing.iter().map(|topic| (self.names.full(topic), Kind::of(topic))).collect();
+        let full: Vec<_> = missing.iter().map(|topic| (self.names.full(topic), topic)).collect();
         let mut new = Vec::with_capacity(full.len());
-        for (name, kind) in &full {
-            let partitions = if matches!(kind, Kind::Ids) { 1 } else { PARTITIONS.cast_signed() };
-            let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
-            new.push(match kind {
-                Kind::Events => topic.set("retention.ms", &retention),
-                Kind::DeadLetters => topic.set("retention.ms", "-1"),
-                Kind::Ids => topic.set("cleanup.policy", "compact"),
+        for (name, topic) in &full {
+            let made = NewTopic::new(name, partitions(topic).cast_signed(), TopicReplication::Fixed(-1));
+            new.push(match Kind::of(topic) {
+                Kind::Events => made.set("retention.ms", &retention),
+                Kind::DeadLetters => made.set("retention.ms", "-1"),
+                Kind::Ids => made.set("cleanup.policy", "compact"),
             });
         }
         let options = AdminOptions::new().operation_timeout(Some(DEADLINE)).request_timeout(Some(DEADLINE));

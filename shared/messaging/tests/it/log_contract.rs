@@ -8,7 +8,7 @@ use std::{
 
 use contracts::{
     Clock, SystemClock, Timestamp,
-    events::{CloudEvent, PARTITIONS},
+    events::{CloudEvent, PARTITIONS, Topic},
 };
 use messaging::{Delivered, EventLog, LogError, Offset, Subscription, consumer::next_offsets};
 use tempfile::TempDir;
@@ -458,4 +458,7 @@ pub(crate) async fn a_topics_id_is_its_own_and_survives_reopening(subject: Subje
     assert_eq!(subject.log.topic_id(TOPIC).await.unwrap(), id);
     let subject = subject.reopen().await;
     assert_eq!(subject.log.topic_id(TOPIC).await.unwrap(), id);
+    for topic in Topic::ALL {
+        assert!(!subject.log.topic_id(topic.name()).await.unwrap().is_empty(), "{topic:?}");
+    }
 }
