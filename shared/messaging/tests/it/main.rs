@@ -4,5 +4,6 @@
 
 mod consumer;
 mod embedded;
+mod kafka;
 mod log_contract;
 mod outbox;
