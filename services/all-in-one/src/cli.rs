@@ -15,7 +15,7 @@ use contracts::{Clock, SystemClock, api::Role};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    DataDir,
+    DataDir, StoreArgs,
     audit::{self, Ledger},
     progress::{self, Sagas, total_lag},
     remote,
@@ -75,6 +75,8 @@ struct RunArgs {
     #[arg(long)]
     progress: bool,
     #[command(flatten)]
+    stores: StoreArgs,
+    #[command(flatten)]
     simulator: simulator::Config,
 }
 
@@ -86,6 +88,8 @@ struct AuditArgs {
     /// The ledger of 202s that a client wrote: one JSON object with "id" a line.
     #[arg(long)]
     accepted: Option<PathBuf>,
+    #[command(flatten)]
+    stores: StoreArgs,
 }
 
 #[derive(Args)]
@@ -182,10 +186,13 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let data = DataDir::create(&args.data_dir)?;
     let _lock = data.lock()?;
     let shutdown = CancellationToken::new();
-    let system = System::start(&data, args.port, clock.clone(), shutdown.clone()).await?;
+    let stores = args.stores.with_folder(&data);
+    let system = System::start(&data, &stores, args.port, clock.clone(), shutdown.clone()).await?;
     let url = system.url();
     let seconds = (clock.now() - started).as_seconds_f64();
-    note(&format!("serving at {url} after {seconds:.2} s, data in {}", args.data_dir.display()));
+    let mut places = vec![args.data_dir.display().to_string()];
+    places.extend(args.stores.named());
+    note(&format!("serving at {url} after {seconds:.2} s, data in {}", places.join(", ")));
 
     let delivery = peer_of(&system, "delivery", clock.clone())?;
     let log = system.log.clone();
@@ -268,7 +275,10 @@ async fn run_audit(args: AuditArgs) -> anyhow::Result<ExitCode> {
         Some(path) => Some(read_ledger(path)?),
         None => None,
     };
-    let report = audit::audit(&data, ledger).await?;
+    if args.stores.delivery_store.is_none() && !data.has_store("delivery") {
+        anyhow::bail!("there is nothing to audit in this folder: it has no delivery store");
+    }
+    let report = audit::audit(&args.stores.with_folder(&data), ledger).await?;
     print(&report.to_string())?;
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

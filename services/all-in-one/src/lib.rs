@@ -1,4 +1,5 @@
-//! Starts every service in one process over loopback HTTP, on embedded stores in one folder; and the tools around it.
+//! Starts every service in one process over loopback HTTP, on embedded stores in one folder or on the stores that
+//! URLs name; and the tools around it.
 //!
 //! Invariants:
 //! - no second code path for "local": services talk HTTP here as they do anywhere;
@@ -9,7 +10,9 @@ mod cli;
 mod data_dir;
 mod progress;
 mod remote;
+mod stores;
 pub mod system;
 
 pub use cli::main;
 pub use data_dir::{DataDir, DataDirError, Lock};
+pub use stores::{StoreArgs, Stores};

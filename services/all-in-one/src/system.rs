@@ -10,7 +10,7 @@ use messaging::EventLog;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::DataDir;
+use crate::{DataDir, Stores};
 
 /// A running system.
 pub struct System {
@@ -27,16 +27,17 @@ pub struct System {
 }
 
 impl System {
-    /// Starts every service on the stores in `data`, the gateway on `port` (0: any). The caller holds the folder's
-    /// lock.
+    /// Starts every service on `stores`, the gateway on `port` (0: any). The signing key is in `data`, whose lock the
+    /// caller holds.
     pub async fn start(
         data: &DataDir,
+        stores: &Stores,
         port: u16,
         clock: Arc<dyn Clock>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let issuer = data.issuer()?;
-        let log = messaging::open(&data.event_log(), clock.clone()).await.context("the event log cannot be opened")?;
+        let log = messaging::open(&stores.event_log, clock.clone()).await.context("the event log cannot be opened")?;
         let mut listeners = HashMap::new();
         let mut urls = HashMap::new();
         for service in SERVICES {
@@ -63,7 +64,7 @@ impl System {
                 issuer: issuer.clone(),
                 region: contracts::api::default_region(),
             };
-            spawn(&mut tasks, data, node);
+            spawn(&mut tasks, stores, node);
         }
         Ok(Self { gateway, log, issuer, peers, tasks, shutdown })
     }
@@ -79,20 +80,23 @@ impl System {
     }
 }
 
-fn spawn(tasks: &mut Tasks, data: &DataDir, node: Node) {
-    let store = data.store(node.service);
+fn spawn(tasks: &mut Tasks, stores: &Stores, node: Node) {
+    let stores = stores.clone();
     match node.service {
         "gateway" => tasks.spawn(gateway::run(gateway::Config { dev_issuer: true }, node)),
         "delivery" => {
-            // The folder's lock makes this process the only one, so that a restart takes up its own leases at once.
-            let config = delivery::Config { store, sole_owner: Some("all-in-one".to_owned()) };
+            // The folder's lock makes this process the only one on a store in it, so that a restart takes up its own
+            // leases at once.
+            let embedded = stores.delivery.starts_with("sqlite:");
+            let sole_owner = embedded.then(|| "all-in-one".to_owned());
+            let config = delivery::Config { store: stores.delivery, sole_owner };
             tasks.spawn(delivery::run(config, node))
         }
-        "package" => tasks.spawn(package::run(package::Config { store }, node)),
-        "fleet" => tasks.spawn(fleet::run(fleet::Config { store }, node)),
-        "tracking" => tasks.spawn(tracking::run(tracking::Config { store }, node)),
-        "history" => tasks.spawn(history::run(history::Config::new(data.lake()), node)),
-        "lookup" => tasks.spawn(lookup::run(lookup::Config { store }, node)),
+        "package" => tasks.spawn(package::run(package::Config { store: stores.package }, node)),
+        "fleet" => tasks.spawn(fleet::run(fleet::Config { store: stores.fleet }, node)),
+        "tracking" => tasks.spawn(tracking::run(tracking::Config { store: stores.tracking }, node)),
+        "history" => tasks.spawn(history::run(history::Config::new(stores.lake), node)),
+        "lookup" => tasks.spawn(lookup::run(lookup::Config { store: stores.lookup }, node)),
         other => unreachable!("SERVICES names no '{other}'"),
     };
 }
@@ -111,7 +115,8 @@ mod tests {
         let folder = parent.path().join("a#1 50% ?x");
         let data = DataDir::create(&folder).unwrap();
         let shutdown = CancellationToken::new();
-        let system = System::start(&data, 0, Arc::new(SystemClock), shutdown.clone()).await.unwrap();
+        let system =
+            System::start(&data, &Stores::embedded(&data), 0, Arc::new(SystemClock), shutdown.clone()).await.unwrap();
         let mut running = tokio::task::JoinSet::new();
         running.spawn(system.run());
         let expected = ["events.db", "delivery.db", "tracking.db", "lake/deliveries/_delta_log", "lake/positions"];

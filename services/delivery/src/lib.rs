@@ -29,7 +29,7 @@ use crate::{driver::Driver, ledger::Ledger, live::Live, participants::Participan
 /// How this service is configured.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
-    /// Where deliveries are kept: sqlite:PATH.
+    /// Where deliveries are kept: sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE.
     #[arg(long = "delivery-store", env = "DELIVERY_STORE")]
     pub store: String,
     /// A name that this instance keeps over restarts, where no other instance uses the store: what it had leased is

@@ -19,8 +19,5 @@ pub struct AuditReservation {
 
 /// Reads everything that is open from the raw tables of the store at `store_url`.
 pub async fn audit_scan(store_url: &str) -> anyhow::Result<Vec<AuditReservation>> {
-    match store_url.split_once(':') {
-        Some(("sqlite", path)) => Ok(store::raw_reservations(path).await?),
-        _ => anyhow::bail!("'{store_url}' is not a store of fleet: expected sqlite:PATH"),
-    }
+    store::raw_reservations(store_url).await
 }

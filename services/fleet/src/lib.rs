@@ -38,7 +38,7 @@ use crate::{desk::Desk, events::DeliveryEnds, feed::Feed, fleet::Fleet, http::Ap
 /// What fleet is configured by.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
-    /// Fleet's store: sqlite:PATH.
+    /// Fleet's store: sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE.
     #[arg(long, env = "FLEET_STORE")]
     pub store: String,
 }

@@ -40,7 +40,7 @@ const SWEEP_BATCH: u32 = 1_000;
 /// What the service is configured by.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
-    /// The store: sqlite:PATH.
+    /// The store: sqlite:PATH or mongodb://HOSTS/DATABASE.
     #[arg(long = "package-store", env = "PACKAGE_STORE")]
     pub store: String,
 }

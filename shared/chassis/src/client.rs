@@ -1,8 +1,12 @@
 //! HTTP clients for other services: kept connections, a deadline on every call, errors that say who was at fault.
 
-use std::{sync::Mutex, time::Duration};
-
-use std::sync::{Arc, PoisonError};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use ::auth::DevIssuer;
 use contracts::{
@@ -27,6 +31,9 @@ const IDLE_CONNECTIONS: usize = 64;
 /// How long an idle connection is kept: well below what the servers here wait for the next request, so that none is sent
 /// into a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// What separates the URLs of a peer's replicas.
+pub const URL_SEPARATORS: [char; 2] = [',', '|'];
 
 /// How long a service's own token lives.
 const SERVICE_TOKEN: chrono::Duration = chrono::Duration::hours(1);
@@ -86,7 +93,8 @@ impl From<PeerError> for ApiError {
 #[derive(Clone)]
 pub struct Peer {
     name: &'static str,
-    base: String,
+    replicas: Arc<[String]>,
+    turn: Arc<AtomicUsize>,
     http: reqwest::Client,
     token: Arc<OwnToken>,
 }
@@ -124,7 +132,8 @@ pub fn http_client() -> Result<reqwest::Client, reqwest::Error> {
 }
 
 impl Peer {
-    /// A client for the service `name` at `url`, speaking as `service`.
+    /// A client for the service `name` at `url`, speaking as `service`. `url` may be several, one for each replica, with
+    /// one of [`URL_SEPARATORS`] between them: they take turns.
     pub fn new(
         name: &'static str,
         url: &str,
@@ -133,7 +142,9 @@ impl Peer {
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let token = OwnToken { service, issuer, clock, current: Mutex::new((String::new(), Timestamp::UNIX_EPOCH)) };
-        Ok(Self { name, base: url.trim_end_matches('/').to_owned(), http: http_client()?, token: Arc::new(token) })
+        let urls = url.split(URL_SEPARATORS).map(|url| url.trim().trim_end_matches('/').to_owned());
+        let (replicas, turn) = (urls.collect(), Arc::new(AtomicUsize::new(0)));
+        Ok(Self { name, replicas, turn, http: http_client()?, token: Arc::new(token) })
     }
 
     /// The peer's name.
@@ -148,7 +159,8 @@ impl Peer {
 
     /// A request in the name of a caller.
     pub fn request_as(&self, token: &str, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(token)
+        let turn = self.turn.fetch_add(1, Relaxed) % self.replicas.len();
+        self.http.request(method, format!("{}{path}", self.replicas[turn])).bearer_auth(token)
     }
 
     /// Sends; anything but a success is an error. The deadline covers the answer's head.

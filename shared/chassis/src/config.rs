@@ -1,24 +1,36 @@
 //! Starts one service as a process of its own, configured by the environment.
 
-use std::{collections::HashMap, future::Future, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, future::Future, io::Write as _, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use auth::{DevIssuer, SigningKey};
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use contracts::{Clock, Region, SystemClock};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
-use crate::{Node, Peers};
+use crate::{Node, Peers, client::URL_SEPARATORS, supervise};
+
+/// How long a service may take to end after it was asked to: what its tasks may take, and as long again as an open
+/// request may for what follows them. Below the 30 s after which the usual orchestrators kill.
+const STOP_DEADLINE: Duration = supervise::DRAIN.saturating_add(Duration::from_secs(5));
+
+/// How long blocking calls may go on after everything else ended: a file being synced, not a backlog.
+const BLOCKING_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What the help says of the one variable that is not an option.
+const AFTER_HELP: &str = "Every option can be given by the environment variable named beside it. \
+    LOG sets what is logged (default: warn).";
 
 /// What every service is configured by.
 #[derive(Debug, Clone, Args)]
 pub struct NodeConfig {
-    /// Where to listen.
-    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:0")]
+    /// Where to listen: host:port.
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:0", value_parser = parse_listen)]
     pub listen: String,
-    /// The event log: embedded:PATH.
-    #[arg(long, env = "EVENT_LOG")]
+    /// The event log: embedded:PATH or kafka://host:port.
+    #[arg(long, env = "EVENT_LOG", value_parser = parse_event_log)]
     pub event_log: String,
     /// The file that holds the development issuer's signing key.
     #[arg(long, env = "DEV_ISSUER_KEY")]
@@ -26,7 +38,7 @@ pub struct NodeConfig {
     /// The region of this node.
     #[arg(long, env = "REGION", default_value = contracts::api::DEFAULT_REGION)]
     pub region: Region,
-    /// Where the others are: name=URL, separated by commas.
+    /// Where the others are: name=URL, separated by commas; a name comes once for each of its replicas.
     #[arg(long, env = "PEERS", value_delimiter = ',', value_parser = parse_peer)]
     pub peers: Vec<(&'static str, String)>,
 }
@@ -38,15 +50,77 @@ fn parse_peer(text: &str) -> Result<(&'static str, String), String> {
     let (name, url) = text.split_once('=').ok_or("expected name=URL")?;
     let known = SERVICES.into_iter().find(|service| *service == name);
     let name = known.ok_or_else(|| format!("'{name}' is not one of {}", SERVICES.join(", ")))?;
+    for replica in url.split(URL_SEPARATORS) {
+        let parsed = Url::parse(replica).map_err(|error| format!("'{replica}' is not a URL: {error}"))?;
+        if !matches!(parsed.scheme(), "http" | "https") {
+            return Err(format!("'{replica}' does not begin with http:// or https://"));
+        }
+    }
     Ok((name, url.to_owned()))
 }
 
-#[derive(Parser)]
+fn parse_listen(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("expected host:port")?;
+    if host.is_empty() || port.parse::<u16>().is_err() {
+        return Err("expected host:port".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Only the form: whether such a log can be opened is for [`messaging::open`] to say.
+fn parse_event_log(text: &str) -> Result<String, String> {
+    let formed = match text.split_once(':') {
+        Some(("embedded", path)) => !path.is_empty(),
+        Some(("kafka", servers)) => servers
+            .strip_prefix("//")
+            .is_some_and(|servers| servers.split(',').all(|server| parse_listen(server).is_ok())),
+        _ => false,
+    };
+    if formed { Ok(text.to_owned()) } else { Err("expected embedded:PATH or kafka://host:port".to_owned()) }
+}
+
+/// The replicas of a service are joined: [`crate::Peer`] takes them apart.
+fn joined(peers: &[(&'static str, String)]) -> HashMap<&'static str, String> {
+    let mut joined = HashMap::<&'static str, String>::new();
+    for (name, url) in peers {
+        let urls = joined.entry(*name).or_default();
+        if !urls.is_empty() {
+            urls.push(',');
+        }
+        urls.push_str(url);
+    }
+    joined
+}
+
+#[derive(Debug, Parser)]
 struct CommandLine<C: Args> {
+    /// Check the configuration, say "ok" and end; nothing is opened.
+    #[arg(long)]
+    check_config: bool,
     #[command(flatten)]
     node: NodeConfig,
     #[command(flatten)]
     service: C,
+}
+
+fn command<C: Args>(service: &'static str) -> clap::Command {
+    // The first line is set last: otherwise it is that of whichever options were added last.
+    let command = CommandLine::<C>::command().name(service).about(format!("The {service} service"));
+    command.after_help(AFTER_HELP).mut_args(|option| {
+        let Some(variable) = option.get_env().map(|variable| variable.to_string_lossy().into_owned()) else {
+            return option;
+        };
+        // An error says the value's name, which is thus the variable's. A value may hold a password: it is not shown.
+        let option = option.hide_env_values(true);
+        if option.get_action().takes_values() { option.value_name(variable) } else { option }
+    })
+}
+
+/// What parsing cannot tell, without opening anything.
+fn check(config: &NodeConfig) -> anyhow::Result<()> {
+    let key = &config.dev_issuer_key;
+    ensure!(key.is_file(), "DEV_ISSUER_KEY: there is no file {}", key.display());
+    Ok(())
 }
 
 /// Runs a service until SIGINT or SIGTERM; the whole of a service's `main`.
@@ -57,15 +131,37 @@ where
     Fut: Future<Output = anyhow::Result<()>>,
 {
     crate::init();
-    let config = CommandLine::<C>::parse();
+    let matches = command::<C>(service).get_matches();
+    let config = CommandLine::<C>::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    check(&config.node)?;
+    if config.check_config {
+        return Ok(writeln!(std::io::stdout(), "ok")?);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let node = node(service, &config.node, shutdown.clone()).await?;
-        tokio::select! {
-            result = run(config.service, node) => result,
-            () = async { asked_to_stop().await; shutdown.cancel(); std::future::pending().await } => Ok(()),
-        }
+        until_stopped(run(config.service, node), asked_to_stop(), &shutdown, STOP_DEADLINE).await
+    });
+    runtime.shutdown_timeout(BLOCKING_DEADLINE);
+    result
+}
+
+/// Runs until `stop` has come, and then at most `deadline` more.
+async fn until_stopped(
+    run: impl Future<Output = anyhow::Result<()>>,
+    stop: impl Future<Output = ()>,
+    shutdown: &CancellationToken,
+    deadline: Duration,
+) -> anyhow::Result<()> {
+    let mut run = std::pin::pin!(run);
+    tokio::select! {
+        result = &mut run => return result,
+        () = stop => shutdown.cancel(),
+    }
+    tokio::time::timeout(deadline, run).await.unwrap_or_else(|_| {
+        tracing::warn!("the service did not end in time and is cut off");
+        Ok(())
     })
 }
 
@@ -84,7 +180,7 @@ async fn node(service: &'static str, config: &NodeConfig, shutdown: Cancellation
         listener,
         log,
         shutdown,
-        peers: Peers(config.peers.iter().cloned().collect::<HashMap<_, _>>()),
+        peers: Peers(joined(&config.peers)),
         clock,
         verifier: issuer.verifier(),
         issuer,
@@ -103,5 +199,87 @@ pub async fn asked_to_stop() {
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Args)]
+    struct Own {
+        /// The store.
+        #[arg(long, env = "CHASSIS_TEST_STORE")]
+        store: u16,
+    }
+
+    fn parse(options: &[&str]) -> Result<CommandLine<Own>, clap::Error> {
+        let given = ["test", "--event-log=embedded:x", "--dev-issuer-key=Cargo.toml", "--store=1"];
+        let command = command::<Own>("test").args_override_self(true);
+        let matches = command.try_get_matches_from(given.iter().chain(options))?;
+        CommandLine::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn the_help_names_every_variable() {
+        let help = command::<Own>("test").render_long_help().to_string();
+        let variables = ["LISTEN", "EVENT_LOG", "DEV_ISSUER_KEY", "REGION", "PEERS", "CHASSIS_TEST_STORE"];
+        for variable in variables {
+            assert!(help.contains(&format!("[env: {variable}]")), "{variable} is not in\n{help}");
+        }
+        assert!(help.starts_with("The test service") && help.contains("LOG sets"), "{help}");
+    }
+
+    #[test]
+    fn an_error_names_its_variable() {
+        let bad = [
+            ("--listen=8080", "LISTEN"),
+            ("--listen=localhost:99999", "LISTEN"),
+            ("--event-log=embedded:", "EVENT_LOG"),
+            ("--event-log=redis://x:1", "EVENT_LOG"),
+            ("--event-log=kafka://broker", "EVENT_LOG"),
+            ("--peers=fleet", "PEERS"),
+            ("--peers=drones=http://x", "PEERS"),
+            ("--peers=fleet=ftp://x", "PEERS"),
+            ("--peers=fleet=http://x,http://y", "PEERS"),
+            ("--store=many", "CHASSIS_TEST_STORE"),
+        ];
+        for (option, variable) in bad {
+            let error = parse(&[option]).unwrap_err().to_string();
+            assert!(error.contains(variable), "{option}: {error}");
+        }
+        let missing = command::<Own>("test").try_get_matches_from(["test"]).unwrap_err().to_string();
+        assert!(missing.contains("EVENT_LOG") && missing.contains("DEV_ISSUER_KEY"), "{missing}");
+        assert!(missing.contains("CHASSIS_TEST_STORE"), "{missing}");
+    }
+
+    #[test]
+    fn a_check_finds_a_missing_key() {
+        let good = parse(&["--check-config", "--event-log=kafka://a:1,b:2"]).unwrap();
+        assert!(good.check_config && good.service.store == 1);
+        check(&good.node).unwrap();
+        let bad = parse(&["--dev-issuer-key=no/such/file"]).unwrap();
+        assert!(check(&bad.node).unwrap_err().to_string().starts_with("DEV_ISSUER_KEY"));
+    }
+
+    #[test]
+    fn a_name_may_come_once_for_each_replica() {
+        let peers = "--peers=fleet=http://a:1,delivery=http://b:1,fleet=http://c:1|http://d:1";
+        let peers = joined(&parse(&[peers]).unwrap().node.peers);
+        assert_eq!(peers["fleet"], "http://a:1,http://c:1|http://d:1");
+        assert_eq!(peers["delivery"], "http://b:1");
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_waited_for_but_not_for_ever() {
+        let shutdown = CancellationToken::new();
+        let orderly = async {
+            shutdown.cancelled().await;
+            anyhow::bail!("the result of its end")
+        };
+        let ended = until_stopped(orderly, async {}, &shutdown, STOP_DEADLINE).await;
+        assert!(ended.is_err(), "what the end came to is passed on");
+        let stuck = std::future::pending();
+        until_stopped(stuck, async {}, &shutdown, Duration::from_millis(1)).await.unwrap();
     }
 }

@@ -13,9 +13,11 @@ pub mod embedded;
 pub mod kafka;
 pub mod keys;
 mod log;
+pub mod mongodb;
 pub mod outbox;
 mod pace;
 pub mod postgres;
+pub mod sql;
 pub mod sqlite;
 
 pub use abort::abort_point;

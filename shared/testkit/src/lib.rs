@@ -1,6 +1,7 @@
 //! What tests share: a clock that they drive, a world to start services in, polling with a deadline, real stores.
 
 mod clock;
+pub mod mongodb;
 pub mod outbox;
 pub mod real;
 mod world;

@@ -15,7 +15,7 @@ use contracts::{DeliveryId, DroneId, Stage, events::StageEntry};
 pub use ledger::Ledger;
 pub use report::{Check, Report};
 
-use crate::DataDir;
+use crate::Stores;
 
 /// A delivery as its owner's store has it.
 #[derive(Debug, Clone)]
@@ -75,19 +75,15 @@ pub struct Snapshot {
     pub unrelayed: u64,
 }
 
-/// Audits the stores in a data folder that no process uses.
-pub async fn audit(data: &DataDir, ledger: Option<Ledger>) -> anyhow::Result<Report> {
-    let snapshot = read(data).await?;
+/// Audits stores at rest.
+pub async fn audit(stores: &Stores, ledger: Option<Ledger>) -> anyhow::Result<Report> {
+    let snapshot = read(stores).await?;
     Ok(checks::check(&snapshot, ledger.as_ref()))
 }
 
-async fn read(data: &DataDir) -> anyhow::Result<Snapshot> {
+async fn read(stores: &Stores) -> anyhow::Result<Snapshot> {
     let mut snapshot = Snapshot::default();
-    if !data.has_store("delivery") {
-        anyhow::bail!("there is nothing to audit in this folder: it has no delivery store");
-    }
-    let (deliveries, unrelayed) =
-        delivery::store::audit_scan(&data.store("delivery")).await.context("the delivery store")?;
+    let (deliveries, unrelayed) = delivery::store::audit_scan(&stores.delivery).await.context("the delivery store")?;
     snapshot.unrelayed = unrelayed;
     for row in deliveries {
         let record = row.delivery.record;
@@ -99,23 +95,23 @@ async fn read(data: &DataDir) -> anyhow::Result<Snapshot> {
             log: row.stages,
         });
     }
-    for row in history::audit::scan_deliveries(&data.lake()).await.context("the lake")? {
+    for row in history::audit::scan_deliveries(&stores.lake).await.context("the lake")? {
         snapshot.lake.push(Kept { id: row.delivery_id, stage: row.stage, version: row.version });
     }
-    let positions = history::audit::scan_positions_keys(&data.lake()).await.context("the lake")?;
+    let positions = history::audit::scan_positions_keys(&stores.lake).await.context("the lake")?;
     (snapshot.positions, snapshot.doubled_positions) = (positions.rows, positions.doubled);
-    for row in lookup::audit_scan(&data.store("lookup")).await.context("the lookup store")? {
+    for row in lookup::audit_scan(&stores.lookup).await.context("the lookup store")? {
         snapshot.lookup.push(Kept { id: row.delivery_id, stage: row.stage, version: row.version });
     }
-    for row in fleet::audit_scan(&data.store("fleet")).await.context("the fleet store")? {
+    for row in fleet::audit_scan(&stores.fleet).await.context("the fleet store")? {
         snapshot.reservations.push(Held { id: row.delivery_id, drone: row.drone_id });
     }
-    for row in package::audit_scan(&data.store("package")).await.context("the package store")? {
+    for row in package::audit_scan(&stores.package).await.context("the package store")? {
         if row.state == contracts::events::PackageState::Registered {
             snapshot.packages.push(Held { id: row.delivery_id, drone: None });
         }
     }
-    for row in tracking::audit_scan(&data.store("tracking")).await.context("the tracking store")? {
+    for row in tracking::audit_scan(&stores.tracking).await.context("the tracking store")? {
         if row.open {
             snapshot.flights.push(Held { id: row.delivery_id, drone: None });
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use all_in_one::{
-    DataDir, Lock,
+    DataDir, Lock, Stores,
     audit::{Ledger, audit},
     system::System,
 };
@@ -85,7 +85,9 @@ impl World {
     async fn start(&mut self) {
         let lock = self.data.lock().unwrap();
         let shutdown = CancellationToken::new();
-        let system = System::start(&self.data, 0, self.clock.clone(), shutdown.clone()).await.unwrap();
+        let system = System::start(&self.data, &Stores::embedded(&self.data), 0, self.clock.clone(), shutdown.clone())
+            .await
+            .unwrap();
         let (url, log) = (system.url(), system.log.clone());
         let (peers, issuer) = (system.peers.clone(), system.issuer.clone());
         let mut serving = JoinSet::new();
@@ -212,7 +214,7 @@ impl World {
 
 /// Proves the promises over the raw stores in `data`, of a system that is stopped and at rest.
 pub(crate) async fn audit_is_clean(data: &DataDir, accepted: Vec<DeliveryId>) {
-    let report = audit(data, Some(Ledger { accepted, torn: false })).await.unwrap();
+    let report = audit(&Stores::embedded(data), Some(Ledger { accepted, torn: false })).await.unwrap();
     assert!(report.is_clean(), "{report}");
 }
 

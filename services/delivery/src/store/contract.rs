@@ -5,7 +5,7 @@ mod leases;
 mod reading;
 mod samples;
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use contracts::{DeliveryId, api::StepEntry, events::CloudEvent};
 use tempfile::TempDir;
@@ -18,17 +18,10 @@ use crate::domain::Delivery;
 struct Subject {
     store: Arc<dyn Store>,
     url: String,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 impl Subject {
-    /// Opens the store whose URL `url` makes of a fresh folder.
-    async fn open(url: impl Fn(&Path) -> String) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = url(folder.path());
-        Self { store: open(&url).await.unwrap(), url, _folder: folder }
-    }
-
     /// Opens it again, as after a restart.
     async fn reopen(mut self) -> Self {
         self.store = open(&self.url).await.unwrap();
@@ -90,63 +83,88 @@ impl From<StoreError> for Refused {
     }
 }
 
+/// The suite as tests of one engine; `$subject` makes a [`Subject`], or none where the engine is not there.
 macro_rules! suite {
-    ($url:expr; $($part:ident: $($name:ident),+;)+) => {
+    ($subject:path) => {
+        suite! {
+            $subject;
+            changes:
+                what_is_saved_is_there,
+                a_change_of_another_version_is_refused,
+                a_new_delivery_that_exists_is_refused,
+                a_lease_holder_with_an_old_fence_is_refused,
+                a_bad_change_fails_no_neighbour,
+                of_two_changes_of_one_delivery_in_a_batch_the_first_counts,
+                only_changes_that_succeeded_leave_lines_and_events,
+                a_key_gives_the_first_delivery_again,
+                a_key_with_another_body_says_so,
+                of_two_in_a_batch_one_gets_the_key,
+                a_key_is_its_customers,
+                a_refused_delivery_leaves_no_key,
+                old_keys_are_forgotten,
+                a_batch_of_nothing_is_no_batch,
+                what_was_saved_outlives_the_process;
+            leases:
+                the_oldest_due_are_claimed_first_and_no_more_than_asked,
+                nothing_is_claimed_twice,
+                two_owners_at_once_share_what_is_due,
+                a_lease_that_ended_is_claimed_with_a_higher_fence,
+                a_named_claim_takes_what_nobody_else_holds,
+                a_change_without_the_lease_keeps_it,
+                a_change_that_its_lease_holder_never_sees_is_due_when_the_lease_ends,
+                a_change_is_due_at_once_where_the_lease_was_given_back,
+                a_release_gives_the_lease_back,
+                a_hold_prolongs_the_lease,
+                an_owner_that_starts_anew_releases_what_it_had,
+                what_is_over_is_never_claimed;
+            reading:
+                a_list_is_paged_newest_first_and_shows_only_ones_own,
+                loading_answers_those_that_exist,
+                the_quiet_are_open_and_unchanged,
+                the_finished_are_listed_by_id,
+                what_is_forgotten_is_gone_with_its_logs,
+                the_summary_counts;
+        }
+    };
+    ($subject:path; $($part:ident: $($name:ident),+;)+) => {
         $($(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$part::$name(super::Subject::open($url).await).await;
+                if let Some(subject) = $subject().await {
+                    super::$part::$name(subject).await;
+                }
             }
         )+)+
     };
 }
 
+mod on_postgres {
+    use super::Subject;
+
+    async fn subject() -> Option<Subject> {
+        let url = testkit::real::postgres().await?;
+        Some(Subject { store: super::open(&url).await.unwrap(), url, _folder: None })
+    }
+
+    suite!(subject);
+}
+
 mod on_sqlite {
     use std::path::Path;
+
+    use super::Subject;
 
     fn url(folder: &Path) -> String {
         format!("sqlite:{}", folder.join("delivery.db").display())
     }
 
-    suite! {
-        url;
-        changes:
-            what_is_saved_is_there,
-            a_change_of_another_version_is_refused,
-            a_new_delivery_that_exists_is_refused,
-            a_lease_holder_with_an_old_fence_is_refused,
-            a_bad_change_fails_no_neighbour,
-            of_two_changes_of_one_delivery_in_a_batch_the_first_counts,
-            only_changes_that_succeeded_leave_lines_and_events,
-            a_key_gives_the_first_delivery_again,
-            a_key_with_another_body_says_so,
-            of_two_in_a_batch_one_gets_the_key,
-            a_key_is_its_customers,
-            a_refused_delivery_leaves_no_key,
-            old_keys_are_forgotten,
-            a_batch_of_nothing_is_no_batch,
-            what_was_saved_outlives_the_process;
-        leases:
-            the_oldest_due_are_claimed_first_and_no_more_than_asked,
-            nothing_is_claimed_twice,
-            two_owners_at_once_share_what_is_due,
-            a_lease_that_ended_is_claimed_with_a_higher_fence,
-            a_named_claim_takes_what_nobody_else_holds,
-            a_change_without_the_lease_keeps_it,
-            a_change_that_its_lease_holder_never_sees_is_due_when_the_lease_ends,
-            a_change_is_due_at_once_where_the_lease_was_given_back,
-            a_release_gives_the_lease_back,
-            a_hold_prolongs_the_lease,
-            an_owner_that_starts_anew_releases_what_it_had,
-            what_is_over_is_never_claimed;
-        reading:
-            a_list_is_paged_newest_first_and_shows_only_ones_own,
-            loading_answers_those_that_exist,
-            the_quiet_are_open_and_unchanged,
-            the_finished_are_listed_by_id,
-            what_is_forgotten_is_gone_with_its_logs,
-            the_summary_counts;
+    async fn subject() -> Option<Subject> {
+        let folder = tempfile::tempdir().unwrap();
+        let url = url(folder.path());
+        Some(Subject { store: super::open(&url).await.unwrap(), url, _folder: Some(folder) })
     }
+
+    suite!(subject);
 
     #[tokio::test]
     async fn a_file_of_a_newer_schema_is_refused() {

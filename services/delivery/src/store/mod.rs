@@ -2,7 +2,7 @@
 
 #[cfg(test)]
 mod contract;
-mod sqlite;
+mod sql;
 
 use std::sync::Arc;
 
@@ -189,12 +189,9 @@ pub trait Store: Send + Sync + 'static {
     fn outbox_signal(&self) -> OutboxSignal;
 }
 
-/// Opens the store that a URL names: `sqlite:PATH`.
+/// Opens the store that a URL names: `sqlite:PATH` or `postgres://...`.
 pub async fn open(url: &str) -> anyhow::Result<Arc<dyn Store>> {
-    match url.split_once(':') {
-        Some(("sqlite", path)) => Ok(Arc::new(sqlite::SqliteStore::open(path).await?)),
-        _ => anyhow::bail!("'{url}' is not a delivery store: expected sqlite:PATH"),
-    }
+    Ok(Arc::new(sql::SqlStore::open(url).await?))
 }
 
 /// A delivery as the audit finds it.
@@ -208,8 +205,5 @@ pub struct AuditDelivery {
 
 /// Every delivery in the store, with its stage log, and the number of events that were not relayed.
 pub async fn audit_scan(url: &str) -> anyhow::Result<(Vec<AuditDelivery>, u64)> {
-    match url.split_once(':') {
-        Some(("sqlite", path)) => sqlite::audit_scan(path).await,
-        _ => anyhow::bail!("'{url}' is not a delivery store: expected sqlite:PATH"),
-    }
+    sql::audit_scan(url).await
 }

@@ -1,6 +1,7 @@
 //! The suite that every store of fleet passes: each test gets an empty store and the clock that it goes by.
 
 mod drones;
+mod replicas;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,42 +20,81 @@ use crate::{
     tests::make,
 };
 
-/// Runs the suite; `open` opens an empty store.
-pub(super) async fn run(open: impl AsyncFn() -> (Opened, Arc<ManualClock>)) {
-    macro_rules! suite {
-        ($($test:path),+ $(,)?) => { $(
-            let (store, clock) = open().await;
-            $test(Subject { store, clock }).await;
-        )+ };
+/// The suite as tests of one engine; `$open` makes a [`Subject`], or none where the engine is not there.
+macro_rules! suite {
+    ($open:path) => {
+        suite! { $open;
+            each_step_repeated_answers_the_same: common,
+            a_taken_drone_is_lost_and_nothing_is_written: common,
+            one_drone_in_a_batch_goes_to_one: common,
+            an_undo_before_its_do_leaves_a_tombstone: common,
+            every_refusal_of_a_reserve: common,
+            a_later_attempt_releases_the_earlier: common,
+            the_highest_fence_counts: common,
+            a_release_frees_the_drone_where_it_is: common,
+            a_bad_command_does_not_hurt_its_neighbours: common,
+            the_line_is_in_order_and_grants_once: common,
+            entries_leave_the_line_at_their_deadline: common,
+            an_end_releases_all_attempts_up_to_it: common,
+            reports_are_stored_once_and_never_backwards: common,
+            a_broken_drone_fails_its_reservation_and_recovers: common,
+            retired_drones_are_gone_until_registered_again: drones,
+            only_the_base_that_a_drone_is_of_now_retires_it: drones,
+            a_registration_leaves_a_reserved_drone_its_position: drones,
+            only_silent_reserved_drones_are_silent: drones,
+            changes_are_told_apart_from_touches: common,
+            pages_are_in_order_and_by_base: common,
+            ended_reservations_are_forgotten_in_batches: common,
+            two_instances_never_reserve_one_drone_twice: replicas,
+            the_audit_reads_what_is_open: replicas,
+            an_undo_that_comes_twice_in_a_batch_keeps_the_highest_fence: replicas,
+        }
+    };
+    ($open:path; $($test:ident: $place:ident),+ $(,)?) => { $(
+        #[tokio::test]
+        async fn $test() {
+            if let Some(subject) = $open().await {
+                suite!(@call $place $test)(subject).await;
+            }
+        }
+    )+ };
+    (@call drones $test:ident) => { super::drones::$test };
+    (@call replicas $test:ident) => { super::replicas::$test };
+    (@call common $test:ident) => { super::$test };
+}
+
+mod on_sqlite {
+    use super::*;
+
+    async fn open() -> Option<Subject> {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::starting_now());
+        let url = format!("sqlite:{}", folder.path().join("fleet.db").display());
+        let store = super::super::open(&url, clock.clone()).await.unwrap();
+        Some(Subject { store, clock, url, _folder: Some(folder) })
     }
-    suite!(
-        each_step_repeated_answers_the_same,
-        a_taken_drone_is_lost_and_nothing_is_written,
-        one_drone_in_a_batch_goes_to_one,
-        an_undo_before_its_do_leaves_a_tombstone,
-        every_refusal_of_a_reserve,
-        a_later_attempt_releases_the_earlier,
-        the_highest_fence_counts,
-        a_release_frees_the_drone_where_it_is,
-        a_bad_command_does_not_hurt_its_neighbours,
-        the_line_is_in_order_and_grants_once,
-        entries_leave_the_line_at_their_deadline,
-        an_end_releases_all_attempts_up_to_it,
-        reports_are_stored_once_and_never_backwards,
-        a_broken_drone_fails_its_reservation_and_recovers,
-        drones::retired_drones_are_gone_until_registered_again,
-        drones::only_the_base_that_a_drone_is_of_now_retires_it,
-        drones::a_registration_leaves_a_reserved_drone_its_position,
-        drones::only_silent_reserved_drones_are_silent,
-        changes_are_told_apart_from_touches,
-        pages_are_in_order_and_by_base,
-        ended_reservations_are_forgotten_in_batches,
-    );
+
+    suite!(open);
+}
+
+mod on_postgres {
+    use super::*;
+
+    async fn open() -> Option<Subject> {
+        let url = testkit::real::postgres().await?;
+        let clock = Arc::new(ManualClock::starting_now());
+        let store = super::super::open(&url, clock.clone()).await.unwrap();
+        Some(Subject { store, clock, url, _folder: None })
+    }
+
+    suite!(open);
 }
 
 struct Subject {
     store: Opened,
     clock: Arc<ManualClock>,
+    url: String,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Subject {

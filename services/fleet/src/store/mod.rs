@@ -2,7 +2,7 @@
 
 #[cfg(test)]
 mod contract;
-mod sqlite;
+mod sql;
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use messaging::outbox::{OutboxSignal, OutboxSource};
 
 use crate::domain::{Drone, Ending, Hold, Registration, RegistrationRefusal};
 
-pub(crate) use sqlite::raw_reservations;
+pub(crate) use sql::raw_reservations;
 
 /// Why the store did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -214,10 +214,7 @@ pub(crate) struct Opened {
     pub(crate) signal: OutboxSignal,
 }
 
-/// Opens the store that a URL names: `sqlite:PATH`.
+/// Opens the store that a URL names: `sqlite:PATH` or `postgres://...`.
 pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> anyhow::Result<Opened> {
-    match url.split_once(':') {
-        Some(("sqlite", path)) => Ok(sqlite::open(path, clock).await?),
-        _ => anyhow::bail!("FLEET_STORE: '{url}' is not a store of fleet: expected sqlite:PATH"),
-    }
+    Ok(sql::open(url, clock).await?)
 }

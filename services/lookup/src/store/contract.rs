@@ -60,7 +60,7 @@ impl Subject {
 /// Leaves nothing of a store that is not a file in the subject's folder.
 pub(crate) async fn forget(url: &str) {
     if url.starts_with("mongodb:") {
-        super::mongodb::forget(url).await;
+        testkit::mongodb::drop_database(url).await;
     }
 }
 

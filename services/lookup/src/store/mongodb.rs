@@ -1,43 +1,38 @@
 //! Finished deliveries in MongoDB: one document for each, sharded by the hash of its customer.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
 use ::mongodb::{
-    Client, Collection, Database, IndexModel,
+    Collection, Database, IndexModel,
     bson::{Bson, Document, Uuid, doc},
-    options::{Acknowledgment, ClientOptions, ReadConcern, WriteConcern},
 };
 use async_trait::async_trait;
 use contracts::{CustomerId, DeliveryId, Stage, Timestamp, events::DeliveryRecord};
 use futures::TryStreamExt;
+use messaging::mongodb::{self, UpdateError};
 
 use super::{AuditLookup, Store, StoreError};
 use crate::domain::{FinishedDelivery, Place};
 
 const COLLECTION: &str = "deliveries";
 
+/// Comments of the commands that ask every shard, as the server's log and profiler show them.
+const BY_ID: &str = "by id";
+const SWEEP: &str = "sweep";
+const AUDIT: &str = "audit";
+
 /// The database of a URL that names none.
 const DATABASE: &str = "lookup";
-
-/// How long a command looks for a primary: longer than this a caller had better be told; an election may outlast it,
-/// and the consumer's repeat mends that.
-const SELECTION_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Connections to each server: more than this many commands at once only wait for the server's disk instead.
-const POOL_SIZE: u32 = 16;
-
-/// Writes in one command: with records of some kilobytes far below the 16 MB of a command.
-const WRITES: usize = 500;
 
 /// How often a write is sent that lost the race for its first insert. The second finds the winner's document; only a
 /// sweep in between makes a third useful.
 const ATTEMPTS: usize = 3;
 
-/// The server's code of a unique index that was violated.
-const DUPLICATE_KEY: i32 = 11_000;
-
 pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
-    let database = connect(url).await?;
+    opened(mongodb::open(url, DATABASE).await?).await
+}
+
+async fn opened(database: Database) -> Result<Arc<dyn Store>, StoreError> {
     let indexes = [
         // The shard key. Where the cluster is sharded, `sh.shardCollection` finds it made.
         doc! { "customer_id": "hashed" },
@@ -48,16 +43,6 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     let deliveries = database.collection::<Document>(COLLECTION);
     deliveries.create_indexes(indexes.map(|keys| IndexModel::builder().keys(keys).build())).await?;
     Ok(Arc::new(MongoStore { database, deliveries }))
-}
-
-async fn connect(url: &str) -> Result<Database, StoreError> {
-    let mut options = ClientOptions::parse(url).await?;
-    options.server_selection_timeout.get_or_insert(SELECTION_TIMEOUT);
-    options.max_pool_size.get_or_insert(POOL_SIZE);
-    options.write_concern = Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
-    options.read_concern = Some(ReadConcern::majority());
-    let name = options.default_database.clone().unwrap_or_else(|| DATABASE.to_owned());
-    Ok(Client::with_options(options)?.database(&name))
 }
 
 struct MongoStore {
@@ -71,14 +56,27 @@ impl From<::mongodb::error::Error> for StoreError {
     }
 }
 
+impl From<UpdateError> for StoreError {
+    fn from(error: UpdateError) -> Self {
+        Self::Unavailable(Arc::new(error))
+    }
+}
+
 #[async_trait]
 impl Store for MongoStore {
     async fn upsert(&self, deliveries: &[FinishedDelivery]) -> Result<(), StoreError> {
-        let writes = deliveries.iter().map(write).collect::<Result<Vec<_>, _>>()?;
-        for some in writes.chunks(WRITES) {
-            self.send(some.to_vec()).await?;
+        let mut writes = deliveries.iter().map(write).collect::<Result<Vec<_>, _>>()?;
+        for _ in 0..ATTEMPTS {
+            let refused = mongodb::update(&self.database, COLLECTION, &writes).await?;
+            if let Some(fault) = refused.iter().find(|one| !one.lost) {
+                return Err(unavailable(fault.message.clone()));
+            }
+            if refused.is_empty() {
+                return Ok(());
+            }
+            writes = refused.iter().filter_map(|one| writes.get(one.index).cloned()).collect();
         }
-        Ok(())
+        Err(unavailable("a delivery's first insert kept losing its race"))
     }
 
     async fn list(
@@ -114,7 +112,7 @@ impl Store for MongoStore {
         if let Some(customer) = customer {
             filter.insert("customer_id", customer.as_str());
         }
-        self.deliveries.find_one(filter).await?.as_ref().map(record).transpose()
+        self.deliveries.find_one(filter).comment(BY_ID).await?.as_ref().map(record).transpose()
     }
 
     async fn contains(&self, ids: &[DeliveryId]) -> Result<Vec<DeliveryId>, StoreError> {
@@ -123,10 +121,11 @@ impl Store for MongoStore {
             .deliveries
             .find(doc! { "_id": { "$in": keys } })
             .projection(doc! { "_id": 1 })
+            .comment(BY_ID)
             .await?
             .try_collect()
             .await?;
-        let found = found.iter().map(id).collect::<Result<std::collections::HashSet<_>, _>>()?;
+        let found = found.iter().map(id).collect::<Result<HashSet<_>, _>>()?;
         Ok(ids.iter().copied().filter(|id| found.contains(&key(*id))).collect())
     }
 
@@ -138,6 +137,7 @@ impl Store for MongoStore {
             .sort(doc! { "finished_us": 1 })
             .limit(i64::from(limit))
             .projection(doc! { "customer_id": 1 })
+            .comment(SWEEP)
             .await?
             .try_collect()
             .await?;
@@ -156,44 +156,6 @@ impl Store for MongoStore {
         self.database.run_command(doc! { "ping": 1 }).await?;
         Ok(())
     }
-}
-
-impl MongoStore {
-    /// Sends the writes, and again those that lost the race for the first insert of their delivery.
-    async fn send(&self, mut writes: Vec<Document>) -> Result<(), StoreError> {
-        for _ in 0..ATTEMPTS {
-            let answer = self
-                .database
-                .run_command(doc! {
-                    "update": COLLECTION,
-                    "updates": writes.clone(),
-                    "ordered": false,
-                    "writeConcern": { "w": "majority", "j": true },
-                })
-                .await?;
-            if let Some(failure) = answer.get("writeConcernError") {
-                return Err(failed(failure));
-            }
-            let mut lost = Vec::new();
-            for error in answer.get_array("writeErrors").into_iter().flatten() {
-                lost.push(loser(error, &writes).ok_or_else(|| failed(error))?);
-            }
-            if lost.is_empty() {
-                return Ok(());
-            }
-            writes = lost;
-        }
-        Err(unavailable("a delivery's first insert kept losing its race"))
-    }
-}
-
-/// The write that a duplicate key stopped; none if it was something else.
-fn loser(error: &Bson, writes: &[Document]) -> Option<Document> {
-    let error = error.as_document()?;
-    if error.get_i32("code").ok()? != DUPLICATE_KEY {
-        return None;
-    }
-    writes.get(usize::try_from(error.get_i32("index").ok()?).ok()?).cloned()
 }
 
 /// One statement that keeps the delivery unless it is known in the same or a higher version. The version is compared in
@@ -237,17 +199,13 @@ fn record(row: &Document) -> Result<DeliveryRecord, StoreError> {
     serde_json::from_str(text(row, "record")?).map_err(unavailable)
 }
 
-fn failed(answer: &Bson) -> StoreError {
-    unavailable(format!("the write failed: {answer}"))
-}
-
 fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
     StoreError::Unavailable(cause.into().into())
 }
 
 pub(super) async fn audit_scan(url: &str) -> Result<Vec<AuditLookup>, StoreError> {
-    let deliveries = connect(url).await?.collection::<Document>(COLLECTION);
-    let mut rows = deliveries.find(doc! {}).sort(doc! { "_id": 1 }).await?;
+    let deliveries = mongodb::open(url, DATABASE).await?.collection::<Document>(COLLECTION);
+    let mut rows = deliveries.find(doc! {}).sort(doc! { "_id": 1 }).comment(AUDIT).await?;
     let mut audited = Vec::new();
     while let Some(row) = rows.try_next().await? {
         let stage = text(&row, "stage")?;
@@ -261,14 +219,10 @@ pub(super) async fn audit_scan(url: &str) -> Result<Vec<AuditLookup>, StoreError
     Ok(audited)
 }
 
-/// Drops the database that a test's URL names.
-#[cfg(test)]
-pub(super) async fn forget(url: &str) {
-    connect(url).await.unwrap().drop().await.unwrap();
-}
-
 #[cfg(test)]
 mod on_mongodb {
+    use testkit::mongodb::{Commands, drop_database, scatter};
+
     use super::*;
     use crate::store::{
         contract::{Subject, store_contract},
@@ -276,9 +230,7 @@ mod on_mongodb {
     };
 
     async fn subject() -> Option<Subject> {
-        let url = testkit::real::url("TEST_MONGODB_URL")?;
-        let (servers, options) = url.split_once("/?").unwrap();
-        let url = format!("{servers}/{}?{options}", testkit::real::unique("lookup"));
+        let url = testkit::mongodb::database("lookup")?;
         Some(Subject::open(|_| url.clone()).await)
     }
 
@@ -293,7 +245,7 @@ mod on_mongodb {
         let records: Vec<_> = audited.iter().map(|row| row.record.clone()).collect();
         assert_eq!(records, [first, second]);
         assert!(audited.iter().all(|row| row.version == row.record.version && row.stage == row.record.stage));
-        forget(&subject.url).await;
+        drop_database(&subject.url).await;
     }
 
     #[tokio::test]
@@ -304,6 +256,46 @@ mod on_mongodb {
         futures::future::try_join_all(versions.iter().map(|version| subject.store.upsert(version))).await.unwrap();
         let kept = subject.store.find(None, finished(1, "alice", at(1)).delivery_id).await.unwrap().unwrap();
         assert_eq!(kept.version, 8);
-        forget(&subject.url).await;
+        drop_database(&subject.url).await;
+    }
+
+    #[tokio::test]
+    async fn only_what_is_listed_asks_every_shard() {
+        let Some(url) = testkit::mongodb::database("lookup") else { return };
+        let commands = Commands::default();
+        let database = mongodb::connect(commands.of(&url).await, DATABASE).unwrap();
+        let store = opened(database).await.unwrap();
+        let records: Vec<_> =
+            (1..=3).map(|n| finished(n, if n == 1 { "alice" } else { "bob" }, at(n as i64))).collect();
+        let rows: Vec<_> = records.iter().map(row).collect();
+        commands.take();
+        store.upsert(&rows).await.unwrap();
+        let (alice, first) = (&records[0].customer_id, records[0].delivery_id);
+        let start = Place { finished_us: at(9).timestamp_micros(), delivery_id: Some(first) };
+        assert_eq!(store.list(alice, at(0), start, 10).await.unwrap().len(), 1);
+        assert!(store.find(Some(alice), first).await.unwrap().is_some());
+        assert!(store.find(None, first).await.unwrap().is_some());
+        assert_eq!(store.contains(&[first]).await.unwrap(), [first]);
+        assert_eq!(store.sweep(at(9), 10).await.unwrap(), 3);
+        let sent = commands.take();
+        assert_eq!(sent.len(), 7, "{sent:?}");
+        assert!(sent.iter().all(|command| command.values().next() == Some(&Bson::from(COLLECTION))), "{sent:?}");
+        let scattered: Vec<_> = sent.iter().filter_map(|command| scatter(command, "customer_id")).collect();
+        assert_eq!(scattered, ["find: by id", "find: by id", "find: sweep"]);
+        drop_database(&url).await;
+    }
+
+    #[tokio::test]
+    async fn a_page_is_one_range_of_the_index_without_sorting() {
+        let Some(subject) = subject().await else { return };
+        let database = mongodb::open(&subject.url, DATABASE).await.unwrap();
+        let filter = doc! { "customer_id": "a", "finished_us": { "$gte": 1_i64, "$lte": 3_i64 },
+        "$or": [{ "finished_us": { "$lt": 3_i64 } }, { "finished_us": 3_i64, "_id": { "$lt": Uuid::from_bytes([1; 16]) } }] };
+        let sort = doc! { "finished_us": -1, "_id": -1 };
+        let find = doc! { "find": COLLECTION, "filter": filter, "sort": sort, "limit": 5 };
+        let plan = database.run_command(doc! { "explain": find, "verbosity": "queryPlanner" }).await.unwrap();
+        let plan = plan.get_document("queryPlanner").unwrap().get_document("winningPlan").unwrap().to_string();
+        assert!(plan.contains("customer_id_1_finished_us_-1__id_-1") && !plan.contains("\"SORT\""), "{plan}");
+        drop_database(&subject.url).await;
     }
 }

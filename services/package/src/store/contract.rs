@@ -62,10 +62,17 @@ impl Subject {
     }
 
     /// As if the relay had published everything.
-    async fn all_told(&self) {
+    pub(crate) async fn all_told(&self) {
         let rows = testkit::outbox::pending(&*self.opened.outbox).await;
         let places: Vec<_> = rows.into_iter().map(|row| row.place).collect();
         self.opened.outbox.delete(&places).await.unwrap();
+    }
+}
+
+/// Leaves nothing of a store that is not a file in the subject's folder.
+pub(crate) async fn forget(url: &str) {
+    if url.starts_with("mongodb:") {
+        testkit::mongodb::drop_database(url).await;
     }
 }
 
@@ -81,13 +88,17 @@ macro_rules! store_contract {
             an_ended_package_is_kept_until_its_events_have_left
             the_sweep_takes_the_oldest_ended_and_never_a_registered_one
             a_package_that_was_swept_is_gone_with_its_details
+            writers_at_the_same_time_tell_each_change_once
             it_answers_that_it_is_ready
         );
     };
     (@cases $subject:path: $($case:ident)+) => {
         $(#[tokio::test]
         async fn $case() {
-            $crate::store::contract::$case($subject().await).await;
+            let Some(subject) = $subject().await else { return };
+            let url = subject.url.clone();
+            $crate::store::contract::$case(subject).await;
+            $crate::store::contract::forget(&url).await;
         })+
     };
 }
@@ -199,6 +210,28 @@ pub(crate) async fn a_package_that_was_swept_is_gone_with_its_details(subject: S
     assert_eq!(subject.apply(&[register(1, 1)]).await, [DONE]);
     let found = subject.opened.store.find(id(1)).await.unwrap().unwrap();
     assert_eq!(found.package.description, None);
+}
+
+pub(crate) async fn writers_at_the_same_time_tell_each_change_once(subject: Subject) {
+    const WRITERS: u128 = 6;
+    // Each begins elsewhere in the same packages, and says something of its own in them.
+    let batch = |writer: u128| -> Vec<Command> {
+        let ids = (0..WRITERS).map(|number| 1 + (number + writer) % WRITERS);
+        ids.flat_map(|number| [described(number, &format!("of {writer}")), withdraw(number, 1)]).collect()
+    };
+    let batches: Vec<_> = (0..WRITERS).map(batch).collect();
+    let writing = batches.iter().map(|batch| subject.apply(batch));
+    for outcomes in futures::future::join_all(writing).await {
+        assert!(outcomes.iter().all(|outcome| [DONE, UNDONE].contains(outcome)), "{outcomes:?}");
+    }
+    let told = subject.told().await;
+    for number in 1..=WRITERS {
+        let found = subject.opened.store.find(id(number)).await.unwrap().unwrap();
+        let of_it: Vec<_> = told.iter().filter(|event| event.data.delivery_id == id(number)).collect();
+        let kinds: Vec<_> = of_it.iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [PackageEventKind::PackageRegistered, PackageEventKind::PackageWithdrawn]);
+        assert!(of_it.iter().all(|event| event.data.package == found.package), "one writer's contents, everywhere");
+    }
 }
 
 pub(crate) async fn it_answers_that_it_is_ready(subject: Subject) {

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod mongodb;
 #[cfg(test)]
 pub(crate) mod samples;
 mod sqlite;
@@ -11,6 +12,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use contracts::{
     Clock, DeliveryId, Timestamp,
+    api::PackageSize,
     commands::PackageOutcome,
     events::{PackageRecord, PackageState},
 };
@@ -41,7 +43,7 @@ pub(crate) enum StoreError {
     #[error("the package store is unavailable")]
     Unavailable(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The URL names no store.
-    #[error("'{0}' is not a package store: expected sqlite:PATH")]
+    #[error("'{0}' is not a package store: expected sqlite:PATH or mongodb://HOSTS/DATABASE")]
     UnknownScheme(String),
 }
 
@@ -77,8 +79,24 @@ pub(crate) struct Opened {
 pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) => sqlite::open(path, clock).await,
+        Some(("mongodb" | "mongodb+srv", _)) => mongodb::open(url, clock).await,
         _ => Err(StoreError::UnknownScheme(url.to_owned())),
     }
+}
+
+/// Every state, as an engine may have stored its name.
+const STATES: [PackageState; 4] =
+    [PackageState::Registered, PackageState::Withdrawn, PackageState::Delivered, PackageState::Returned];
+
+/// Every size, as an engine may have stored its name.
+const SIZES: [PackageSize; 3] = [PackageSize::Small, PackageSize::Medium, PackageSize::Large];
+
+fn state_named(name: &str) -> Option<PackageState> {
+    STATES.into_iter().find(|state| state.as_str() == name)
+}
+
+fn size_named(name: &str) -> Option<PackageSize> {
+    SIZES.into_iter().find(|size| size.as_str() == name)
 }
 
 /// The queue in front of a store: concurrent requests share a transaction.
@@ -110,6 +128,7 @@ pub struct AuditPackage {
 pub async fn audit_scan(store_url: &str) -> anyhow::Result<Vec<AuditPackage>> {
     match store_url.split_once(':') {
         Some(("sqlite", path)) => Ok(sqlite::audit_scan(path).await?),
+        Some(("mongodb" | "mongodb+srv", _)) => Ok(mongodb::audit_scan(store_url).await?),
         _ => Err(StoreError::UnknownScheme(store_url.to_owned()).into()),
     }
 }

@@ -296,15 +296,11 @@ fn unreadable(cause: impl Into<Box<dyn Error + Send + Sync>>) -> sqlx::Error {
 }
 
 fn parse_state(name: &str) -> Result<PackageState, sqlx::Error> {
-    use PackageState::{Delivered, Registered, Returned, Withdrawn};
-    let known = [Registered, Withdrawn, Delivered, Returned].into_iter().find(|state| state.as_str() == name);
-    known.ok_or_else(|| unreadable(format!("'{name}' is not a state of a package")))
+    super::state_named(name).ok_or_else(|| unreadable(format!("'{name}' is not a state of a package")))
 }
 
 fn parse_size(name: &str) -> Result<PackageSize, sqlx::Error> {
-    use PackageSize::{Large, Medium, Small};
-    let known = [Small, Medium, Large].into_iter().find(|size| size.as_str() == name);
-    known.ok_or_else(|| unreadable(format!("'{name}' is not a size of a package")))
+    super::size_named(name).ok_or_else(|| unreadable(format!("'{name}' is not a size of a package")))
 }
 
 fn parse_time(micros: i64) -> Result<Timestamp, sqlx::Error> {
@@ -325,7 +321,7 @@ pub(super) async fn audit_scan(path: &str) -> Result<Vec<AuditPackage>, sqlx::Er
 }
 
 #[cfg(test)]
-mod tests {
+mod on_sqlite {
     use super::*;
     use crate::store::{
         contract::{Subject, store_contract},
@@ -336,7 +332,11 @@ mod tests {
         Subject::open(|folder| format!("sqlite:{}", folder.join("package.db").display())).await
     }
 
-    store_contract!(subject);
+    async fn fresh() -> Option<Subject> {
+        Some(subject().await)
+    }
+
+    store_contract!(fresh);
 
     #[tokio::test]
     async fn only_packages_that_say_something_have_a_row_of_details() {

@@ -1,16 +1,16 @@
 //! Ends reservations: by command, by event, by a later attempt.
 
-use std::collections::HashMap;
+use messaging::sql::{self, Bind, Tx};
+use std::collections::{BTreeMap, HashMap};
 
 use contracts::{
-    DroneId,
+    DeliveryId, DroneId,
     commands::{Refusal, ReleaseDrone, ReleaseOutcome},
     events::{CloudEvent, FleetEventKind},
 };
-use sqlx::{Row, SqliteConnection};
 
 use super::{
-    Cause, SqliteStore, next_change,
+    Cause, SqlStore, next_change,
     rows::{self, drone_columns, signed},
 };
 use crate::{
@@ -26,7 +26,7 @@ struct Over {
     reason: Option<String>,
 }
 
-impl SqliteStore {
+impl SqlStore {
     pub(super) async fn release_batch(&self, batch: &[ReleaseDrone]) -> Result<Written<ReleaseOutcome>, StoreError> {
         let mut tx = self.begin().await?;
         let deliveries: Vec<_> = batch.iter().map(|command| command.delivery_id).collect();
@@ -62,15 +62,15 @@ impl SqliteStore {
     /// Ends reservations in the caller's transaction: the drones that are free now, and the events that say so.
     pub(super) async fn end_in(
         &self,
-        connection: &mut SqliteConnection,
+        tx: &mut Tx,
         endings: &[Ending],
     ) -> Result<(Vec<Drone>, Vec<CloudEvent>), StoreError> {
         if endings.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
-        let over = self.close_rows(connection, endings).await?;
-        self.bury(connection, endings).await?;
-        let freed = free_drones(connection, &over).await?;
+        let over = self.close_rows(tx, endings).await?;
+        self.bury(tx, endings).await?;
+        let freed = free_drones(tx, &over).await?;
         let mut by_drone: HashMap<DroneId, Over> = HashMap::new();
         for entry in over {
             if let Some(drone_id) = entry.drone_id {
@@ -85,58 +85,64 @@ impl SqliteStore {
         Ok((freed, events))
     }
 
-    async fn close_rows(&self, connection: &mut SqliteConnection, endings: &[Ending]) -> Result<Vec<Over>, StoreError> {
+    async fn close_rows(&self, tx: &mut Tx, endings: &[Ending]) -> Result<Vec<Over>, StoreError> {
         let batch: Vec<_> = endings.iter().map(|e| (e.delivery_id, e.up_to, &e.reason)).collect();
-        let closed = sqlx::query(
-            "update reservations set state = 'released', ended_ms = ?2, reason = p.reason
-             from (select value ->> 0 as delivery_id, value ->> 1 as up_to, value ->> 2 as reason
-                   from json_each(?1)) as p
-             where reservations.delivery_id = p.delivery_id and reservations.attempt <= p.up_to
+        let closed = tx
+            .rows(
+                "update reservations set state = 'released', ended_ms = $2, reason = p_reason
+             from (select value ->> 0 as p_delivery_id, cast(value ->> 1 as bigint) as p_up_to, value ->> 2 as p_reason
+                   from json_each($1)) as p
+             where reservations.delivery_id = p_delivery_id and reservations.attempt <= p_up_to
                and reservations.state in ('waiting', 'reserved')
              returning delivery_id, attempt, drone_id, customer_id, home_region, reason",
-        )
-        .bind(rows::json(&batch)?)
-        .bind(self.clock.now().timestamp_millis())
-        .fetch_all(connection)
-        .await?;
+                &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())],
+            )
+            .await?;
         let mut over = Vec::with_capacity(closed.len());
         for row in &closed {
-            let drone_id: Option<&str> = row.try_get(2)?;
+            let drone_id: Option<&str> = row.optional_text(2)?;
             over.push(Over {
                 hold: rows::hold(row, 0)?,
                 drone_id: drone_id.map(rows::parse).transpose()?,
                 parties: rows::parties(row, 3)?,
-                reason: row.try_get(5)?,
+                reason: row.optional_text(5)?.map(str::to_owned),
             });
         }
         Ok(over)
     }
 
     /// Keeps a tombstone for each attempt that was never heard of, and the fence of each that was.
-    async fn bury(&self, connection: &mut SqliteConnection, endings: &[Ending]) -> Result<(), StoreError> {
-        let mut batch = Vec::with_capacity(endings.len());
+    async fn bury(&self, tx: &mut Tx, endings: &[Ending]) -> Result<(), StoreError> {
+        // Each attempt once, by its highest fence: a statement may not write a row twice.
+        let mut graves: BTreeMap<(DeliveryId, u32), &Ending> = BTreeMap::new();
         for ending in endings.iter().filter(|ending| ending.tombstone) {
+            let grave = graves.entry((ending.delivery_id, ending.up_to)).or_insert(ending);
+            if ending.fence > grave.fence {
+                *grave = ending;
+            }
+        }
+        let mut batch = Vec::with_capacity(graves.len());
+        for ending in graves.values() {
             batch.push((ending.delivery_id, ending.up_to, signed(ending.fence), &ending.reason));
         }
         if batch.is_empty() {
             return Ok(());
         }
-        sqlx::query(
+        tx.done(
             "insert into reservations (delivery_id, attempt, state, fence, ended_ms, reason)
-             select value ->> 0, value ->> 1, 'released', value ->> 2, ?2, value ->> 3 from json_each(?1) where true
+             select value ->> 0, cast(value ->> 1 as bigint), 'released', cast(value ->> 2 as bigint), $2, value ->> 3
+             from json_each($1) where true
              on conflict (delivery_id, attempt) do update set fence = excluded.fence
              where excluded.fence > reservations.fence",
+            &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())],
         )
-        .bind(rows::json(&batch)?)
-        .bind(self.clock.now().timestamp_millis())
-        .execute(connection)
         .await?;
         Ok(())
     }
 }
 
 /// Makes drones idle, where they are. One that has failed or retired meanwhile stays so.
-async fn free_drones(connection: &mut SqliteConnection, over: &[Over]) -> Result<Vec<Drone>, StoreError> {
+async fn free_drones(tx: &mut Tx, over: &[Over]) -> Result<Vec<Drone>, StoreError> {
     let mut batch = Vec::with_capacity(over.len());
     for Over { hold, drone_id, .. } in over {
         if let Some(drone_id) = drone_id {
@@ -148,14 +154,14 @@ async fn free_drones(connection: &mut SqliteConnection, over: &[Over]) -> Result
     }
     const QUERY: &str = concat!(
         "update drones set status = 'idle', delivery_id = null, attempt = null, reserved_ms = null,
-                changed = ?2, touched = ?2
-         from (select value ->> 0 as id, value ->> 1 as delivery_id, value ->> 2 as attempt from json_each(?1)) as p
-         where drones.id = p.id and drones.status = 'reserved'
-           and drones.delivery_id = p.delivery_id and drones.attempt = p.attempt
+                changed = $2, touched = $2
+         from (select value ->> 0 as p_id, value ->> 1 as p_delivery_id, cast(value ->> 2 as bigint) as p_attempt from json_each($1)) as p
+         where drones.id = p_id and drones.status = 'reserved'
+           and drones.delivery_id = p_delivery_id and drones.attempt = p_attempt
          returning ",
         drone_columns!()
     );
-    let change = next_change(connection).await?;
-    let freed = sqlx::query(QUERY).bind(rows::json(&batch)?).bind(change).fetch_all(connection).await?;
+    let change = next_change(tx).await?;
+    let freed = tx.rows(QUERY, &[Bind::Text(&sql::json(&batch)?), Bind::Int(change)]).await?;
     rows::all_drones(&freed)
 }

@@ -1,5 +1,6 @@
 //! Reserves drones: the conditional update of the drone's row decides, whatever an index believed.
 
+use messaging::sql::{self, Bind, Tx};
 use std::collections::{HashMap, HashSet};
 
 use contracts::{
@@ -8,10 +9,9 @@ use contracts::{
     events::{CloudEvent, FleetEventKind},
 };
 use serde::Serialize;
-use sqlx::SqliteConnection;
 
 use super::{
-    Cause, SqliteStore, next_change,
+    Cause, SqlStore, next_change,
     rows::{self, drone_columns, signed},
 };
 use crate::{
@@ -69,7 +69,7 @@ struct Judged<'a> {
     fences: Vec<(DeliveryId, i64)>,
 }
 
-impl SqliteStore {
+impl SqlStore {
     pub(super) async fn reserve_batch(&self, batch: &[Proposal<'_>]) -> Result<Written<Reserved>, StoreError> {
         let mut tx = self.begin().await?;
         let deliveries: Vec<_> = batch.iter().map(|proposal| proposal.command.delivery_id).collect();
@@ -150,7 +150,7 @@ impl SqliteStore {
     /// Makes each drone the reservation's, if it is still idle and has the battery: one statement for all.
     async fn seize(
         &self,
-        connection: &mut SqliteConnection,
+        tx: &mut Tx,
         wanted: &[(Hold, Pick)],
         line: Line,
     ) -> Result<HashMap<Hold, Drone>, StoreError> {
@@ -162,12 +162,12 @@ impl SqliteStore {
             let needed = pick.needed_battery - BATTERY_ROUNDING;
             batch.push((pick.drone_id, hold.delivery_id, hold.attempt, needed));
         }
-        let change = next_change(connection).await?;
-        let seized = sqlx::query(line.seize())
-            .bind(rows::json(&batch)?)
-            .bind(self.clock.now().timestamp_millis())
-            .bind(change)
-            .fetch_all(connection)
+        let change = next_change(tx).await?;
+        let seized = tx
+            .rows(
+                line.seize(),
+                &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis()), Bind::Int(change)],
+            )
             .await?;
         let mut won = HashMap::with_capacity(seized.len());
         for drone in rows::all_drones(&seized)? {
@@ -178,34 +178,27 @@ impl SqliteStore {
         Ok(won)
     }
 
-    async fn insert_rows(&self, connection: &mut SqliteConnection, new: &[NewRow<'_>]) -> Result<(), StoreError> {
+    async fn insert_rows(&self, tx: &mut Tx, new: &[NewRow<'_>]) -> Result<(), StoreError> {
         if new.is_empty() {
             return Ok(());
         }
-        sqlx::query(
-            "insert into reservations (delivery_id, attempt, state, fence, drone_id, drone, customer_id, home_region,
+        tx.done("insert into reservations (delivery_id, attempt, state, fence, drone_id, drone, customer_id, home_region,
                  pickup_latitude, pickup_longitude, dropoff_latitude, dropoff_longitude, weight_kg, priority,
                  requested_ms, deadline_ms, reserved_ms)
-             select value ->> 'delivery_id', value ->> 'attempt', value ->> 'state', value ->> 'fence',
-                 value ->> '$.drone.drone_id', value ->> 'drone', value ->> 'customer_id', value ->> 'home_region',
-                 value ->> '$.pickup[0]', value ->> '$.pickup[1]', value ->> '$.dropoff[0]', value ->> '$.dropoff[1]',
-                 value ->> 'weight_kg', value ->> 'priority', value ->> 'requested_ms', value ->> 'deadline_ms',
-                 case value ->> 'state' when 'reserved' then ?2 end
-             from json_each(?1)",
-        )
-        .bind(rows::json(&new)?)
-        .bind(self.clock.now().timestamp_millis())
-        .execute(connection)
+             select value ->> 'delivery_id', cast(value ->> 'attempt' as bigint), value ->> 'state',
+                 cast(value ->> 'fence' as bigint), value -> 'drone' ->> 'drone_id', value ->> 'drone', value ->> 'customer_id', value ->> 'home_region',
+                 cast(value -> 'pickup' ->> 0 as double precision), cast(value -> 'pickup' ->> 1 as double precision),
+                 cast(value -> 'dropoff' ->> 0 as double precision), cast(value -> 'dropoff' ->> 1 as double precision),
+                 cast(value ->> 'weight_kg' as double precision), cast(value ->> 'priority' as bigint),
+                 cast(value ->> 'requested_ms' as bigint), cast(value ->> 'deadline_ms' as bigint),
+                 case value ->> 'state' when 'reserved' then $2 end
+             from json_each($1)", &[Bind::Text(&sql::json(&new)?), Bind::Int(self.clock.now().timestamp_millis())])
         .await?;
         Ok(())
     }
 
     /// Marks entries of the line as reserved; whose they are.
-    async fn leave_line(
-        &self,
-        connection: &mut SqliteConnection,
-        won: &HashMap<Hold, Drone>,
-    ) -> Result<HashMap<Hold, Parties>, StoreError> {
+    async fn leave_line(&self, tx: &mut Tx, won: &HashMap<Hold, Drone>) -> Result<HashMap<Hold, Parties>, StoreError> {
         if won.is_empty() {
             return Ok(HashMap::new());
         }
@@ -213,16 +206,11 @@ impl SqliteStore {
         for (hold, drone) in won {
             batch.push((hold.delivery_id, hold.attempt, drone.id, drone.assigned()));
         }
-        let left = sqlx::query(
-            "update reservations set state = 'reserved', drone_id = p.drone_id, drone = p.drone, reserved_ms = ?2
-             from (select value ->> 0 as delivery_id, value ->> 1 as attempt, value ->> 2 as drone_id,
-                          value ->> 3 as drone from json_each(?1)) as p
-             where reservations.delivery_id = p.delivery_id and reservations.attempt = p.attempt
-             returning delivery_id, attempt, customer_id, home_region",
-        )
-        .bind(rows::json(&batch)?)
-        .bind(self.clock.now().timestamp_millis())
-        .fetch_all(connection)
+        let left = tx.rows("update reservations set state = 'reserved', drone_id = p_drone_id, drone = p_drone, reserved_ms = $2
+             from (select value ->> 0 as p_delivery_id, cast(value ->> 1 as bigint) as p_attempt, value ->> 2 as p_drone_id,
+                          value ->> 3 as p_drone from json_each($1)) as p
+             where reservations.delivery_id = p_delivery_id and reservations.attempt = p_attempt
+             returning delivery_id, attempt, customer_id, home_region", &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())])
         .await?;
         let mut parties = HashMap::with_capacity(left.len());
         for row in &left {
@@ -250,11 +238,11 @@ enum Line {
 macro_rules! seize {
     ($also:literal) => {
         concat!(
-            "update drones set status = 'reserved', delivery_id = p.delivery_id, attempt = p.attempt,
-                    reserved_ms = ?2, changed = ?3, touched = ?3
-             from (select value ->> 0 as id, value ->> 1 as delivery_id, value ->> 2 as attempt, value ->> 3 as needed
-                   from json_each(?1)) as p
-             where drones.id = p.id and drones.status = 'idle' and drones.battery >= p.needed ",
+            "update drones set status = 'reserved', delivery_id = p_delivery_id, attempt = p_attempt,
+                    reserved_ms = $2, changed = $3, touched = $3
+             from (select value ->> 0 as p_id, value ->> 1 as p_delivery_id, cast(value ->> 2 as bigint) as p_attempt, cast(value ->> 3 as double precision) as p_needed
+                   from json_each($1)) as p
+             where drones.id = p_id and drones.status = 'idle' and drones.battery >= p_needed ",
             $also,
             " returning ",
             drone_columns!()
@@ -267,8 +255,8 @@ impl Line {
         match self {
             Self::NotInIt => seize!(""),
             Self::Waits => seize!(
-                "and exists (select 1 from reservations as r where r.delivery_id = p.delivery_id
-                   and r.attempt = p.attempt and r.state = 'waiting' and r.deadline_ms > ?2)"
+                "and exists (select 1 from reservations as r where r.delivery_id = p_delivery_id
+                   and r.attempt = p_attempt and r.state = 'waiting' and r.deadline_ms > $2)"
             ),
         }
     }
@@ -299,14 +287,14 @@ fn answers(outcomes: Vec<Option<Reserved>>) -> Vec<Reserved> {
 
 /// The drones of a batch of picks as they stand now: the winners, and the rows of those that were lost.
 async fn concerned(
-    connection: &mut SqliteConnection,
+    tx: &mut Tx,
     picks: impl Iterator<Item = &Pick>,
     won: HashMap<Hold, Drone>,
 ) -> Result<Vec<Drone>, StoreError> {
     let winners: HashSet<_> = won.values().map(|drone| drone.id).collect();
     let lost: HashSet<_> = picks.map(|pick| pick.drone_id).filter(|id| !winners.contains(id)).collect();
     let lost: Vec<_> = lost.into_iter().collect();
-    let mut drones = rows::drones_by_id(connection, &lost).await?;
+    let mut drones = rows::drones_by_id(tx, &lost).await?;
     drones.extend(won.into_values());
     Ok(drones)
 }
@@ -319,17 +307,16 @@ fn follow(drones: &mut Vec<Drone>, later: Vec<Drone>) {
 }
 
 /// Keeps the highest fence heard of each delivery.
-async fn raise_fences(connection: &mut SqliteConnection, fences: &[(DeliveryId, i64)]) -> Result<(), StoreError> {
+async fn raise_fences(tx: &mut Tx, fences: &[(DeliveryId, i64)]) -> Result<(), StoreError> {
     if fences.is_empty() {
         return Ok(());
     }
-    sqlx::query(
-        "update reservations set fence = p.fence
-         from (select value ->> 0 as delivery_id, value ->> 1 as fence from json_each(?)) as p
-         where reservations.delivery_id = p.delivery_id and reservations.fence < p.fence",
+    tx.done(
+        "update reservations set fence = p_fence
+         from (select value ->> 0 as p_delivery_id, cast(value ->> 1 as bigint) as p_fence from json_each($1)) as p
+         where reservations.delivery_id = p_delivery_id and reservations.fence < p_fence",
+        &[Bind::Text(&sql::json(&fences)?)],
     )
-    .bind(rows::json(&fences)?)
-    .execute(connection)
     .await?;
     Ok(())
 }

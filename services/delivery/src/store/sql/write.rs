@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use contracts::{CustomerId, DeliveryId, Stage, api::StepEntry, events::StageEntry};
+use messaging::sql::{Bind, Tx, Values, json};
 use serde::Serialize;
-use sqlx::SqliteConnection;
 
 use crate::{
     domain::Delivery,
@@ -27,7 +27,7 @@ struct RowJson<'a> {
     owner: Option<&'a str>,
     until: i64,
     fence: Option<u64>,
-    /// The delivery as JSON text: SQLite then carries it as it is, and parses and renders none of it.
+    /// The delivery as JSON text: the engine then carries it as it is, and parses and renders none of it.
     doc: String,
 }
 
@@ -60,10 +60,6 @@ impl<'a> RowJson<'a> {
     }
 }
 
-pub(super) fn json(rows: &impl Serialize) -> Result<String, sqlx::Error> {
-    serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))
-}
-
 pub(super) fn parse(doc: &str) -> Result<Delivery, sqlx::Error> {
     serde_json::from_str(doc).map_err(|error| sqlx::Error::Decode(error.into()))
 }
@@ -71,6 +67,15 @@ pub(super) fn parse(doc: &str) -> Result<Delivery, sqlx::Error> {
 pub(super) fn id_of(text: &str) -> Result<DeliveryId, sqlx::Error> {
     text.parse().map_err(|error: contracts::ids::InvalidId| sqlx::Error::Decode(error.into()))
 }
+
+fn ids_of(rows: &[Values]) -> Result<HashSet<DeliveryId>, sqlx::Error> {
+    rows.iter().map(|row| id_of(row.text(0)?)).collect()
+}
+
+/// Locks the rows of a list of ids, in the one order in which everybody does.
+pub(super) const LOCK: &str =
+    "select delivery_id from deliveries where delivery_id in (select value from json_each($1))
+     order by delivery_id for update";
 
 /// Of several changes of one delivery in a batch only the first can be based on the row as it is.
 pub(super) fn refuse_repeated(changes: &[Change], results: &mut [Result<(), StoreError>]) {
@@ -91,11 +96,12 @@ struct KeyJson<'a> {
     used: i64,
 }
 
+/// Claims the changes' idempotency keys; for which deliveries a key was new.
 pub(super) async fn claim_keys(
-    connection: &mut SqliteConnection,
+    tx: &mut Tx,
     changes: &[Change],
     results: &mut [Result<(), StoreError>],
-) -> Result<(), sqlx::Error> {
+) -> Result<HashSet<DeliveryId>, sqlx::Error> {
     let mut rows = Vec::new();
     for (change, result) in changes.iter().zip(results.iter()) {
         let record = &change.delivery.record;
@@ -106,30 +112,34 @@ pub(super) async fn claim_keys(
         }
     }
     if rows.is_empty() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
+    // One order for all batches: two of them never wait for each other.
+    rows.sort_by(|one, other| (one.customer.as_str(), one.key).cmp(&(other.customer.as_str(), other.key)));
     let rows = json(&rows)?;
-    sqlx::query(
-        "insert into idempotency_keys (customer_id, key, body_hash, delivery_id, used_ms)
-         select value ->> 'customer', value ->> 'key', value ->> 'hash', value ->> 'id', value ->> 'used'
-         from json_each(?)
-         -- A change that will be refused must not leave its key behind.
-         where not exists (select 1 from deliveries where delivery_id = value ->> 'id')
-         on conflict do nothing",
-    )
-    .bind(&rows)
-    .execute(&mut *connection)
-    .await?;
-    let owners: Vec<(String, String, String, String)> = sqlx::query_as(
-        "select k.customer_id, k.key, k.body_hash, k.delivery_id from json_each(?) j
-         join idempotency_keys k on k.customer_id = j.value ->> 'customer' and k.key = j.value ->> 'key'",
-    )
-    .bind(&rows)
-    .fetch_all(&mut *connection)
-    .await?;
+    let inserted = tx
+        .rows(
+            "insert into idempotency_keys (customer_id, key, body_hash, delivery_id, used_ms)
+             select value ->> 'customer', value ->> 'key', value ->> 'hash', value ->> 'id',
+                 cast(value ->> 'used' as bigint)
+             from json_each($1)
+             -- A change that will be refused must not leave its key behind.
+             where not exists (select 1 from deliveries where delivery_id = value ->> 'id')
+             on conflict do nothing returning delivery_id",
+            &[Bind::Text(&rows)],
+        )
+        .await?;
+    let owners = tx
+        .rows(
+            "select k.customer_id, k.key, k.body_hash, k.delivery_id
+             from (select value ->> 'customer' as j_customer, value ->> 'key' as j_key from json_each($1)) as j
+             join idempotency_keys as k on k.customer_id = j_customer and k.key = j_key",
+            &[Bind::Text(&rows)],
+        )
+        .await?;
     let mut by_key = HashMap::new();
-    for (customer, key, hash, id) in &owners {
-        by_key.insert((customer.as_str(), key.as_str()), (hash.as_str(), id_of(id)?));
+    for row in &owners {
+        by_key.insert((row.text(0)?, row.text(1)?), (row.text(2)?, id_of(row.text(3)?)?));
     }
     for (change, result) in changes.iter().zip(results) {
         let record = &change.delivery.record;
@@ -139,16 +149,45 @@ pub(super) async fn claim_keys(
             *result = Err(StoreError::KeyUsed { delivery_id: *owner, same_body: *hash == key.body_hash });
         }
     }
+    ids_of(&inserted)
+}
+
+/// Takes back the keys that this transaction has inserted for deliveries that it then could not: another replica was
+/// quicker with the same id.
+pub(super) async fn withdraw_keys(
+    tx: &mut Tx,
+    inserted: &HashSet<DeliveryId>,
+    changes: &[Change],
+    results: &[Result<(), StoreError>],
+) -> Result<(), sqlx::Error> {
+    let mut rows = Vec::new();
+    for (change, result) in changes.iter().zip(results) {
+        let record = &change.delivery.record;
+        if let (Some(key), Err(_)) = (&change.key, result)
+            && inserted.contains(&record.delivery_id)
+        {
+            rows.push((&record.customer_id, &key.key, record.delivery_id));
+        }
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    tx.done(
+        "delete from idempotency_keys where (customer_id, key, delivery_id) in
+             (select value ->> 0, value ->> 1, value ->> 2 from json_each($1))",
+        &[Bind::Text(&json(&rows)?)],
+    )
+    .await?;
     Ok(())
 }
 
 pub(super) async fn insert_new(
-    connection: &mut SqliteConnection,
+    tx: &mut Tx,
     changes: &[Change],
     results: &mut [Result<(), StoreError>],
 ) -> Result<(), sqlx::Error> {
     let fresh = |(change, result): (&Change, &Result<(), StoreError>)| change.expected_version == 0 && result.is_ok();
-    let rows: Vec<RowJson<'_>> = changes
+    let mut rows: Vec<RowJson<'_>> = changes
         .iter()
         .zip(results.iter())
         .filter(|(change, result)| fresh((change, result)))
@@ -157,23 +196,25 @@ pub(super) async fn insert_new(
     if rows.is_empty() {
         return Ok(());
     }
-    let inserted: Vec<(String,)> = sqlx::query_as(
-        "with rows as materialized (select value as v from json_each(?))
-         insert into deliveries (delivery_id, customer_id, version, stage, requested_ms, updated_ms, finished_ms,
-            due_ms, lease_owner, lease_until_ms, fence, doc)
-         select v ->> 'id', v ->> 'customer', v ->> 'version', v ->> 'stage', v ->> 'requested',
-            v ->> 'updated', v ->> 'finished', v ->> 'due', v ->> 'owner', v ->> 'until',
-            coalesce(v ->> 'fence', 0), v ->> 'doc'
-         from rows where true on conflict do nothing returning delivery_id",
-    )
-    .bind(json(&rows)?)
-    .fetch_all(&mut *connection)
-    .await?;
+    rows.sort_by_key(|row| row.id);
+    let inserted = tx
+        .rows(
+            "with rows as materialized (select value as v from json_each($1))
+             insert into deliveries (delivery_id, customer_id, version, stage, requested_ms, updated_ms, finished_ms,
+                 due_ms, lease_owner, lease_until_ms, fence, doc)
+             select v ->> 'id', v ->> 'customer', cast(v ->> 'version' as bigint), v ->> 'stage',
+                 cast(v ->> 'requested' as bigint), cast(v ->> 'updated' as bigint), cast(v ->> 'finished' as bigint),
+                 cast(v ->> 'due' as bigint), v ->> 'owner', cast(v ->> 'until' as bigint),
+                 coalesce(cast(v ->> 'fence' as bigint), 0), v ->> 'doc'
+             from rows where true on conflict do nothing returning delivery_id",
+            &[Bind::Text(&json(&rows)?)],
+        )
+        .await?;
     mark_missing(changes, results, &inserted, true)
 }
 
 pub(super) async fn update_known(
-    connection: &mut SqliteConnection,
+    tx: &mut Tx,
     changes: &[Change],
     results: &mut [Result<(), StoreError>],
 ) -> Result<(), sqlx::Error> {
@@ -186,24 +227,28 @@ pub(super) async fn update_known(
     if rows.is_empty() {
         return Ok(());
     }
-    let updated: Vec<(String,)> = sqlx::query_as(
-        "with rows as materialized (select value as v from json_each(?))
-         update deliveries set version = j.version, stage = j.stage, updated_ms = j.updated, finished_ms = j.finished,
-            due_ms = j.due, doc = j.doc,
-            lease_owner = case j.lease when 'keep' then lease_owner else j.owner end,
-            lease_until_ms = case j.lease when 'keep' then lease_until_ms else j.until end
-         from (select v ->> 'id' as id, v ->> 'expected' as expected, v ->> 'version' as version,
-                v ->> 'stage' as stage, v ->> 'updated' as updated, v ->> 'finished' as finished,
-                v ->> 'due' as due, v ->> 'lease' as lease, v ->> 'owner' as owner,
-                v ->> 'until' as until, v ->> 'fence' as fence, v ->> 'doc' as doc
-              from rows) j
-         where deliveries.delivery_id = j.id and deliveries.version = j.expected
-            and (j.fence is null or deliveries.fence = j.fence)
-         returning delivery_id",
-    )
-    .bind(json(&rows)?)
-    .fetch_all(&mut *connection)
-    .await?;
+    let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+    tx.lock(LOCK, &[Bind::Text(&json(&ids)?)]).await?;
+    let updated = tx
+        .rows(
+            "with rows as materialized (select value as v from json_each($1))
+             update deliveries set version = j_version, stage = j_stage, updated_ms = j_updated,
+                 finished_ms = j_finished, due_ms = j_due, doc = j_doc,
+                 lease_owner = case j_lease when 'keep' then lease_owner else j_owner end,
+                 lease_until_ms = case j_lease when 'keep' then lease_until_ms else j_until end
+             from (select v ->> 'id' as j_id, cast(v ->> 'expected' as bigint) as j_expected,
+                       cast(v ->> 'version' as bigint) as j_version, v ->> 'stage' as j_stage,
+                       cast(v ->> 'updated' as bigint) as j_updated, cast(v ->> 'finished' as bigint) as j_finished,
+                       cast(v ->> 'due' as bigint) as j_due, v ->> 'lease' as j_lease, v ->> 'owner' as j_owner,
+                       cast(v ->> 'until' as bigint) as j_until, cast(v ->> 'fence' as bigint) as j_fence,
+                       v ->> 'doc' as j_doc
+                   from rows) as j
+             where deliveries.delivery_id = j_id and deliveries.version = j_expected
+                 and (j_fence is null or deliveries.fence = j_fence)
+             returning delivery_id",
+            &[Bind::Text(&json(&rows)?)],
+        )
+        .await?;
     mark_missing(changes, results, &updated, false)
 }
 
@@ -211,13 +256,10 @@ pub(super) async fn update_known(
 fn mark_missing(
     changes: &[Change],
     results: &mut [Result<(), StoreError>],
-    written: &[(String,)],
+    written: &[Values],
     fresh: bool,
 ) -> Result<(), sqlx::Error> {
-    let mut ids = HashSet::new();
-    for (id,) in written {
-        ids.insert(id_of(id)?);
-    }
+    let ids = ids_of(written)?;
     for (change, result) in changes.iter().zip(results) {
         let concerned = (change.expected_version == 0) == fresh && result.is_ok();
         if concerned && !ids.contains(&change.delivery.record.delivery_id) {
@@ -244,7 +286,7 @@ struct StepJson<'a> {
     entry: &'a StepEntry,
 }
 
-pub(super) async fn append_logs(connection: &mut SqliteConnection, written: &[&Change]) -> Result<(), sqlx::Error> {
+pub(super) async fn append_logs(tx: &mut Tx, written: &[&Change]) -> Result<(), sqlx::Error> {
     let (mut stages, mut steps) = (Vec::new(), Vec::new());
     for change in written {
         let record = &change.delivery.record;
@@ -256,24 +298,24 @@ pub(super) async fn append_logs(connection: &mut SqliteConnection, written: &[&C
         steps.extend(numbered.map(|(number, entry)| StepJson { id, version, number, entry }));
     }
     if !stages.is_empty() {
-        sqlx::query(
+        tx.done(
             "insert into stage_log (delivery_id, number, stage, attempt, at)
-             select value ->> 'id', value ->> 'number', value ->> 'stage', value ->> 'attempt', value ->> 'at'
-             from json_each(?)",
+             select value ->> 'id', cast(value ->> 'number' as bigint), value ->> 'stage',
+                 cast(value ->> 'attempt' as bigint), value ->> 'at'
+             from json_each($1)",
+            &[Bind::Text(&json(&stages)?)],
         )
-        .bind(json(&stages)?)
-        .execute(&mut *connection)
         .await?;
     }
     if !steps.is_empty() {
-        sqlx::query(
+        tx.done(
             "insert into saga_log (delivery_id, version, number, step, attempt, outcome, at, tries)
-             select value ->> 'id', value ->> 'version', value ->> 'number', value ->> 'step', value ->> 'attempt',
-                value ->> 'outcome', value ->> 'at', value ->> 'tries'
-             from json_each(?)",
+             select value ->> 'id', cast(value ->> 'version' as bigint), cast(value ->> 'number' as bigint),
+                 value ->> 'step', cast(value ->> 'attempt' as bigint), value ->> 'outcome', value ->> 'at',
+                 cast(value ->> 'tries' as bigint)
+             from json_each($1)",
+            &[Bind::Text(&json(&steps)?)],
         )
-        .bind(json(&steps)?)
-        .execute(&mut *connection)
         .await?;
     }
     Ok(())

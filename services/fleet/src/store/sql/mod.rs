@@ -1,4 +1,5 @@
-//! Fleet's store on SQLite: set-based statements, one transaction a batch.
+//! Fleet's store in SQL, on SQLite and on PostgreSQL: set-based statements, one transaction a batch. What differs between
+//! the two is in `messaging::sql`, and the types of the tables.
 
 mod drones;
 mod queries;
@@ -16,10 +17,9 @@ use contracts::{
     events::{CloudEvent, DroneRecord, Event, FleetEventKind},
 };
 use messaging::{
-    outbox::{self, OutboxSignal, SqliteOutbox},
-    sqlite::{self, Sqlite},
+    outbox::OutboxSignal,
+    sql::{Engine, Migrations, OpenError, Tx},
 };
-use sqlx::{SqliteConnection, Transaction};
 
 use super::{Grant, LatestReport, Opened, Place, Proposal, Removal, Reserved, Store, StoreError, Waiting, Written};
 use crate::domain::{Drone, Ending, Hold, Parties, Registration, RegistrationRefusal};
@@ -28,7 +28,7 @@ pub(crate) use raw::raw_reservations;
 
 /// `changed` is indexed and moves with what other instances must know; `touched` is not and moves with every write, so
 /// that a position report touches no index. Both take the number of the transaction, which grows in order of commit.
-const SCHEMA: &str = "
+const SQLITE_SCHEMA: &str = "
 create table change_counter (id integer primary key check (id = 0), value integer not null);
 insert into change_counter (id, value) values (0, 0);
 create table drones (
@@ -81,35 +81,90 @@ create index reservations_deadline on reservations (deadline_ms) where state = '
 create index reservations_ended on reservations (ended_ms) where ended_ms is not null;
 ";
 
-const MIGRATIONS: &[&str] = &[outbox::SQLITE_SCHEMA, SCHEMA];
+/// Room in each page keeps a report, which touches no index, within its page.
+const POSTGRES_SCHEMA: &str = "
+create table change_counter (id bigint primary key check (id = 0), value bigint not null);
+insert into change_counter (id, value) values (0, 0);
+create table drones (
+    id text collate \"C\" primary key,
+    base_id text collate \"C\" not null,
+    base_latitude double precision not null,
+    base_longitude double precision not null,
+    latitude double precision not null,
+    longitude double precision not null,
+    battery double precision not null,
+    payload_kg double precision not null,
+    range_m double precision not null,
+    speed_mps double precision not null,
+    status text collate \"C\" not null,
+    delivery_id text collate \"C\",
+    attempt bigint,
+    reserved_ms bigint,
+    last_seen_ms bigint,
+    last_sequence bigint not null default 0,
+    changed bigint not null,
+    touched bigint not null,
+    check ((status = 'reserved') = (delivery_id is not null and attempt is not null))
+) with (fillfactor = 70);
+create index drones_changed on drones (changed);
+create index drones_base on drones (base_id, id);
+create table reservations (
+    delivery_id text collate \"C\" not null,
+    attempt bigint not null,
+    state text collate \"C\" not null,
+    fence bigint not null,
+    drone_id text collate \"C\",
+    drone text collate \"C\",
+    customer_id text collate \"C\",
+    home_region text collate \"C\",
+    pickup_latitude double precision,
+    pickup_longitude double precision,
+    dropoff_latitude double precision,
+    dropoff_longitude double precision,
+    weight_kg double precision,
+    priority bigint,
+    requested_ms bigint,
+    deadline_ms bigint,
+    reserved_ms bigint,
+    ended_ms bigint,
+    reason text collate \"C\",
+    primary key (delivery_id, attempt)
+);
+create index reservations_waiting on reservations (priority, requested_ms, delivery_id) where state = 'waiting';
+create index reservations_deadline on reservations (deadline_ms) where state = 'waiting';
+create index reservations_ended on reservations (ended_ms) where ended_ms is not null;
+";
 
-/// Opens (and makes) the file.
-pub(crate) async fn open(path: &str, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
-    let file = sqlite::open(path, MIGRATIONS).await?;
+const MIGRATIONS: Migrations = Migrations { sqlite: &[SQLITE_SCHEMA], postgres: &[POSTGRES_SCHEMA] };
+
+/// Opens the store that a URL names and brings it up to date.
+pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Opened, OpenError> {
+    let (engine, outbox) = Engine::open(url, MIGRATIONS).await?;
     let signal = OutboxSignal::default();
-    let store = SqliteStore { file: file.clone(), signal: signal.clone(), clock };
-    Ok(Opened { store: Arc::new(store), outbox: Arc::new(SqliteOutbox::new(file)), signal })
+    let store = SqlStore { engine, signal: signal.clone(), clock };
+    Ok(Opened { store: Arc::new(store), outbox, signal })
 }
 
-/// The tables in one file.
-struct SqliteStore {
-    file: Sqlite,
+/// The tables of either engine.
+struct SqlStore {
+    engine: Engine,
     signal: OutboxSignal,
     clock: Arc<dyn Clock>,
 }
 
-type Tx = Transaction<'static, sqlx::Sqlite>;
-
-impl SqliteStore {
-    /// A transaction that holds the write lock from its start: what it reads cannot change before it commits.
+impl SqlStore {
+    /// A transaction that no other writer is beside: what it reads cannot change before it commits, and the numbers of
+    /// changes are in order of commit. On PostgreSQL the counter's row is the lock, so that the writers of all replicas
+    /// take turns; batches make up for it.
     async fn begin(&self) -> Result<Tx, StoreError> {
-        Ok(self.file.writer.begin_with("BEGIN IMMEDIATE").await?)
+        let mut tx = self.engine.begin().await?;
+        tx.lock("select value from change_counter where id = 0 for update", &[]).await?;
+        Ok(tx)
     }
 
     /// Writes the events, commits, and wakes the relay.
-    async fn commit(&self, mut tx: Tx, events: &[CloudEvent]) -> Result<(), StoreError> {
-        outbox::insert_sqlite(&mut tx, events).await?;
-        tx.commit().await?;
+    async fn commit(&self, tx: Tx, events: &[CloudEvent]) -> Result<(), StoreError> {
+        self.engine.commit(tx, events).await?;
         if !events.is_empty() {
             self.signal.wake();
         }
@@ -143,15 +198,16 @@ struct Cause {
 }
 
 /// The number of this transaction's changes.
-async fn next_change(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
-    let (value,): (i64,) = sqlx::query_as("update change_counter set value = value + 1 where id = 0 returning value")
-        .fetch_one(connection)
-        .await?;
-    Ok(value)
+async fn next_change(tx: &mut Tx) -> Result<i64, StoreError> {
+    let found = tx.rows("update change_counter set value = value + 1 where id = 0 returning value", &[]).await?;
+    match found.first() {
+        Some(row) => Ok(row.int(0)?),
+        None => Err(StoreError::Unavailable("the counter of changes is missing".into())),
+    }
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl Store for SqlStore {
     async fn reserve(&self, batch: &[Proposal<'_>]) -> Result<Written<Reserved>, StoreError> {
         self.reserve_batch(batch).await
     }
@@ -200,8 +256,7 @@ impl Store for SqliteStore {
     }
 
     async fn drones(&self, ids: &[DroneId]) -> Result<Vec<Drone>, StoreError> {
-        let mut connection = self.file.reader.acquire().await?;
-        rows::drones_by_id(&mut connection, ids).await
+        self.read_drones(ids).await
     }
 
     async fn page(
@@ -222,36 +277,10 @@ impl Store for SqliteStore {
     }
 
     async fn last_change(&self) -> Result<i64, StoreError> {
-        let mut connection = self.file.reader.acquire().await?;
-        queries::last_change(&mut connection).await
+        self.read_last_change().await
     }
 
     async fn forget(&self, ended_before: Timestamp, limit: usize) -> Result<u64, StoreError> {
         self.delete_ended(ended_before, limit).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use contracts::Clock;
-    use testkit::ManualClock;
-
-    use super::open;
-    use crate::store::contract;
-
-    #[tokio::test]
-    async fn keeps_the_contract() {
-        let folder = tempfile::tempdir().unwrap();
-        let next = std::sync::atomic::AtomicU32::new(0);
-        contract::run(async || {
-            let number = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let path = folder.path().join(format!("{number}.db"));
-            let clock = Arc::new(ManualClock::starting_now());
-            let shared: Arc<dyn Clock> = clock.clone();
-            (open(path.to_str().unwrap(), shared).await.unwrap(), clock)
-        })
-        .await;
     }
 }

@@ -1,5 +1,6 @@
 //! Writes drones: their reports, their registration, their removal.
 
+use messaging::sql::{self, Bind, Tx};
 use std::collections::{HashMap, HashSet};
 
 use contracts::{
@@ -7,10 +8,9 @@ use contracts::{
     commands::{DroneStatus, ReportFault, ReportOutcome},
     events::{CloudEvent, FleetEventKind},
 };
-use sqlx::{Row, SqliteConnection};
 
 use super::{
-    Cause, SqliteStore, next_change,
+    Cause, SqlStore, next_change,
     rows::{self, drone_columns, signed},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     store::{Guard, LatestReport, Removal, StoreError, Written},
 };
 
-impl SqliteStore {
+impl SqlStore {
     pub(super) async fn report_batch(&self, batch: &[LatestReport]) -> Result<Written<ReportOutcome>, StoreError> {
         let mut tx = self.begin().await?;
         let change = next_change(&mut tx).await?;
@@ -34,7 +34,7 @@ impl SqliteStore {
 
     async fn write_reports(
         &self,
-        connection: &mut SqliteConnection,
+        tx: &mut Tx,
         change: i64,
         batch: &[LatestReport],
     ) -> Result<Vec<ReportOutcome>, StoreError> {
@@ -42,23 +42,23 @@ impl SqliteStore {
         for LatestReport { drone_id, position, battery, sequence, .. } in batch {
             reports.push((drone_id, signed(*sequence), position.latitude, position.longitude, battery));
         }
-        let reports = rows::json(&reports)?;
-        let written = sqlx::query(
-            "update drones set latitude = p.latitude, longitude = p.longitude, battery = p.battery,
-                    last_sequence = p.sequence, last_seen_ms = ?2, touched = ?3
-             from (select value ->> 0 as id, value ->> 1 as sequence, value ->> 2 as latitude, value ->> 3 as longitude,
-                          value ->> 4 as battery from json_each(?1)) as p
-             where drones.id = p.id and drones.last_sequence < p.sequence and drones.status <> 'retired'",
-        )
-        .bind(&reports)
-        .bind(self.clock.now().timestamp_millis())
-        .bind(change)
-        .execute(&mut *connection)
-        .await?;
-        if usize::try_from(written.rows_affected()).is_ok_and(|count| count == batch.len()) {
+        let reports = sql::json(&reports)?;
+        let written = tx
+            .done(
+                "update drones set latitude = p_latitude, longitude = p_longitude, battery = p_battery,
+                    last_sequence = p_sequence, last_seen_ms = $2, touched = $3
+             from (select value ->> 0 as p_id, cast(value ->> 1 as bigint) as p_sequence,
+                          cast(value ->> 2 as double precision) as p_latitude,
+                          cast(value ->> 3 as double precision) as p_longitude,
+                          cast(value ->> 4 as double precision) as p_battery from json_each($1)) as p
+             where drones.id = p_id and drones.last_sequence < p_sequence and drones.status <> 'retired'",
+                &[Bind::Text(&reports), Bind::Int(self.clock.now().timestamp_millis()), Bind::Int(change)],
+            )
+            .await?;
+        if usize::try_from(written).is_ok_and(|count| count == batch.len()) {
             return Ok(vec![ReportOutcome::Accepted; batch.len()]);
         }
-        let others = unwritten(connection, change, &reports).await?;
+        let others = unwritten(tx, change, &reports).await?;
         Ok(batch
             .iter()
             .map(|report| others.get(&report.drone_id).copied().unwrap_or(ReportOutcome::Accepted))
@@ -119,7 +119,7 @@ impl SqliteStore {
     /// Takes drones out of service in the caller's transaction, and fails the reservations that they had.
     async fn remove_in(
         &self,
-        connection: &mut SqliteConnection,
+        tx: &mut Tx,
         change: i64,
         batch: &[Removal],
     ) -> Result<(Vec<Drone>, Vec<CloudEvent>), StoreError> {
@@ -127,20 +127,20 @@ impl SqliteStore {
             return Ok((Vec::new(), Vec::new()));
         }
         let mut due: HashMap<DroneId, (&Removal, Option<Hold>)> = HashMap::new();
-        for (removal, drone) in self.due(connection, batch).await? {
+        for (removal, drone) in self.due(tx, batch).await? {
             due.insert(drone.id, (removal, drone.hold));
         }
         if due.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
-        let removed = take_out(connection, change, due.values().map(|(removal, _)| *removal)).await?;
+        let removed = take_out(tx, change, due.values().map(|(removal, _)| *removal)).await?;
         let mut lost = Vec::with_capacity(due.len());
         for (removal, hold) in due.values() {
             if let Some(hold) = hold {
                 lost.push((*hold, removal.reason.as_str()));
             }
         }
-        let parties = self.fail_reservations(connection, &lost).await?;
+        let parties = self.fail_reservations(tx, &lost).await?;
         let mut events = Vec::with_capacity(removed.len());
         for drone in &removed {
             let Some((removal, hold)) = due.get(&drone.id) else { continue };
@@ -156,17 +156,13 @@ impl SqliteStore {
     }
 
     /// The removals that are due, with their drones as they are.
-    async fn due<'a>(
-        &self,
-        connection: &mut SqliteConnection,
-        batch: &'a [Removal],
-    ) -> Result<Vec<(&'a Removal, Drone)>, StoreError> {
+    async fn due<'a>(&self, tx: &mut Tx, batch: &'a [Removal]) -> Result<Vec<(&'a Removal, Drone)>, StoreError> {
         let ids: Vec<_> = batch.iter().map(|removal| removal.drone_id).collect();
         let mut drones = HashMap::new();
-        for drone in rows::drones_by_id(connection, &ids).await? {
+        for drone in rows::drones_by_id(tx, &ids).await? {
             drones.insert(drone.id, drone);
         }
-        let silent = silent_among(connection, batch).await?;
+        let silent = silent_among(tx, batch).await?;
         let mut due = Vec::with_capacity(batch.len());
         for removal in batch {
             let Some(drone) = drones.get(&removal.drone_id) else { continue };
@@ -187,7 +183,7 @@ impl SqliteStore {
 
     async fn fail_reservations(
         &self,
-        connection: &mut SqliteConnection,
+        tx: &mut Tx,
         lost: &[(Hold, &str)],
     ) -> Result<HashMap<Hold, Parties>, StoreError> {
         let mut parties = HashMap::with_capacity(lost.len());
@@ -195,17 +191,12 @@ impl SqliteStore {
             return Ok(parties);
         }
         let batch: Vec<_> = lost.iter().map(|(hold, reason)| (hold.delivery_id, hold.attempt, reason)).collect();
-        let failed = sqlx::query(
-            "update reservations set state = 'failed', ended_ms = ?2, reason = p.reason
-             from (select value ->> 0 as delivery_id, value ->> 1 as attempt, value ->> 2 as reason
-                   from json_each(?1)) as p
-             where reservations.delivery_id = p.delivery_id and reservations.attempt = p.attempt
+        let failed = tx.rows("update reservations set state = 'failed', ended_ms = $2, reason = p_reason
+             from (select value ->> 0 as p_delivery_id, cast(value ->> 1 as bigint) as p_attempt, value ->> 2 as p_reason
+                   from json_each($1)) as p
+             where reservations.delivery_id = p_delivery_id and reservations.attempt = p_attempt
                and reservations.state = 'reserved'
-             returning delivery_id, attempt, customer_id, home_region",
-        )
-        .bind(rows::json(&batch)?)
-        .bind(self.clock.now().timestamp_millis())
-        .fetch_all(connection)
+             returning delivery_id, attempt, customer_id, home_region", &[Bind::Text(&sql::json(&batch)?), Bind::Int(self.clock.now().timestamp_millis())])
         .await?;
         for row in &failed {
             if let Some(own) = rows::parties(row, 2)? {
@@ -232,62 +223,57 @@ fn broken(batch: &[LatestReport]) -> Vec<Removal> {
 }
 
 /// Why reports were not written: for drones that are unknown or retired, and for reports that are old.
-async fn unwritten(
-    connection: &mut SqliteConnection,
-    change: i64,
-    reports: &str,
-) -> Result<HashMap<DroneId, ReportOutcome>, StoreError> {
-    let found = sqlx::query(
-        "select p.id, drones.status
-         from (select value ->> 0 as id, value ->> 1 as sequence from json_each(?1)) as p
-         left join drones on drones.id = p.id
-         where drones.id is null or drones.touched <> ?2 or drones.last_sequence <> p.sequence",
-    )
-    .bind(reports)
-    .bind(change)
-    .fetch_all(connection)
-    .await?;
+async fn unwritten(tx: &mut Tx, change: i64, reports: &str) -> Result<HashMap<DroneId, ReportOutcome>, StoreError> {
+    let found = tx
+        .rows(
+            "select p_id, drones.status
+         from (select value ->> 0 as p_id, cast(value ->> 1 as bigint) as p_sequence from json_each($1)) as p
+         left join drones on drones.id = p_id
+         where drones.id is null or drones.touched <> $2 or drones.last_sequence <> p_sequence",
+            &[Bind::Text(reports), Bind::Int(change)],
+        )
+        .await?;
     let mut outcomes = HashMap::with_capacity(found.len());
     for row in &found {
-        let status: Option<&str> = row.try_get(1)?;
+        let status: Option<&str> = row.optional_text(1)?;
         let outcome = match status.and_then(DroneStatus::parse) {
             None | Some(DroneStatus::Retired) => ReportOutcome::Rejected { reason: ReportFault::UnknownDrone },
             Some(_) => ReportOutcome::Stale,
         };
-        outcomes.insert(rows::parse(row.try_get(0)?)?, outcome);
+        outcomes.insert(rows::parse(row.text(0)?)?, outcome);
     }
     Ok(outcomes)
 }
 
 /// Lets other instances hear of drones, if their reports were written.
-async fn announce(connection: &mut SqliteConnection, change: i64, ids: Vec<DroneId>) -> Result<(), StoreError> {
+async fn announce(tx: &mut Tx, change: i64, ids: Vec<DroneId>) -> Result<(), StoreError> {
     if ids.is_empty() {
         return Ok(());
     }
-    sqlx::query("update drones set changed = ?2 where touched = ?2 and id in (select value from json_each(?1))")
-        .bind(rows::json(&ids)?)
-        .bind(change)
-        .execute(connection)
-        .await?;
+    tx.done(
+        "update drones set changed = $2 where touched = $2 and id in (select value from json_each($1))",
+        &[Bind::Text(&sql::json(&ids)?), Bind::Int(change)],
+    )
+    .await?;
     Ok(())
 }
 
 /// Offers failed drones again, if their reports were written.
-async fn recover(connection: &mut SqliteConnection, change: i64, ids: Vec<DroneId>) -> Result<Vec<Drone>, StoreError> {
+async fn recover(tx: &mut Tx, change: i64, ids: Vec<DroneId>) -> Result<Vec<Drone>, StoreError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     const QUERY: &str = concat!(
-        "update drones set status = 'idle', changed = ?2
-         where status = 'failed' and touched = ?2 and id in (select value from json_each(?1)) returning ",
+        "update drones set status = 'idle', changed = $2
+         where status = 'failed' and touched = $2 and id in (select value from json_each($1)) returning ",
         drone_columns!()
     );
-    let recovered = sqlx::query(QUERY).bind(rows::json(&ids)?).bind(change).fetch_all(connection).await?;
+    let recovered = tx.rows(QUERY, &[Bind::Text(&sql::json(&ids)?), Bind::Int(change)]).await?;
     rows::all_drones(&recovered)
 }
 
 /// The drones of a batch that are silent as their guards say.
-async fn silent_among(connection: &mut SqliteConnection, batch: &[Removal]) -> Result<HashSet<DroneId>, StoreError> {
+async fn silent_among(tx: &mut Tx, batch: &[Removal]) -> Result<HashSet<DroneId>, StoreError> {
     let mut guarded = Vec::new();
     for removal in batch {
         if let Guard::SilentSince(since_ms) = removal.guard {
@@ -298,68 +284,66 @@ async fn silent_among(connection: &mut SqliteConnection, batch: &[Removal]) -> R
     if guarded.is_empty() {
         return Ok(silent);
     }
-    let found = sqlx::query(
-        "select drones.id from (select value ->> 0 as id, value ->> 1 as since_ms from json_each(?)) as p
-         join drones on drones.id = p.id
-         where drones.status = 'reserved' and drones.reserved_ms < p.since_ms
-           and coalesce(drones.last_seen_ms, 0) < p.since_ms",
-    )
-    .bind(rows::json(&guarded)?)
-    .fetch_all(connection)
+    let found = tx.rows("select drones.id from (select value ->> 0 as p_id, cast(value ->> 1 as bigint) as p_since_ms from json_each($1)) as p
+         join drones on drones.id = p_id
+         where drones.status = 'reserved' and drones.reserved_ms < p_since_ms
+           and coalesce(drones.last_seen_ms, 0) < p_since_ms", &[Bind::Text(&sql::json(&guarded)?)])
     .await?;
     for row in &found {
-        silent.insert(rows::parse(row.try_get(0)?)?);
+        silent.insert(rows::parse(row.text(0)?)?);
     }
     Ok(silent)
 }
 
 async fn take_out(
-    connection: &mut SqliteConnection,
+    tx: &mut Tx,
     change: i64,
     removals: impl Iterator<Item = &Removal>,
 ) -> Result<Vec<Drone>, StoreError> {
     const QUERY: &str = concat!(
-        "update drones set status = p.status, delivery_id = null, attempt = null, reserved_ms = null,
-                changed = ?2, touched = ?2
-         from (select value ->> 0 as id, value ->> 1 as status from json_each(?1)) as p
-         where drones.id = p.id returning ",
+        "update drones set status = p_status, delivery_id = null, attempt = null, reserved_ms = null,
+                changed = $2, touched = $2
+         from (select value ->> 0 as p_id, value ->> 1 as p_status from json_each($1)) as p
+         where drones.id = p_id returning ",
         drone_columns!()
     );
     let batch: Vec<_> = removals.map(|removal| (removal.drone_id, removal.to.as_str())).collect();
-    let removed = sqlx::query(QUERY).bind(rows::json(&batch)?).bind(change).fetch_all(connection).await?;
+    let removed = tx.rows(QUERY, &[Bind::Text(&sql::json(&batch)?), Bind::Int(change)]).await?;
     rows::all_drones(&removed)
 }
 
 /// Registers drones: a new or retired one is idle; a reserved one keeps the position and battery that it reports.
-async fn write_registrations(
-    connection: &mut SqliteConnection,
-    allowed: &[&Registration],
-) -> Result<Vec<Drone>, StoreError> {
+async fn write_registrations(tx: &mut Tx, allowed: &[&Registration]) -> Result<Vec<Drone>, StoreError> {
     if allowed.is_empty() {
         return Ok(Vec::new());
     }
     const QUERY: &str = concat!(
         "insert into drones (id, base_id, base_latitude, base_longitude, latitude, longitude, battery, payload_kg,
                              range_m, speed_mps, status, changed, touched)
-         select value ->> '$[0]', value ->> '$[1].base_id', value ->> '$[1].base_position.latitude',
-                value ->> '$[1].base_position.longitude', value ->> '$[1].position.latitude',
-                value ->> '$[1].position.longitude', value ->> '$[1].battery', value ->> '$[1].payload_kg',
-                value ->> '$[1].range_m', value ->> '$[1].speed_mps', 'idle', ?2, ?2
-         from json_each(?1) where true
+         select value ->> 0, value -> 1 ->> 'base_id',
+                cast(value -> 1 -> 'base_position' ->> 'latitude' as double precision),
+                cast(value -> 1 -> 'base_position' ->> 'longitude' as double precision),
+                cast(value -> 1 -> 'position' ->> 'latitude' as double precision),
+                cast(value -> 1 -> 'position' ->> 'longitude' as double precision),
+                cast(value -> 1 ->> 'battery' as double precision),
+                cast(value -> 1 ->> 'payload_kg' as double precision),
+                cast(value -> 1 ->> 'range_m' as double precision),
+                cast(value -> 1 ->> 'speed_mps' as double precision), 'idle', $2, $2
+         from json_each($1) where true
          on conflict (id) do update set
              base_id = excluded.base_id, base_latitude = excluded.base_latitude,
              base_longitude = excluded.base_longitude, payload_kg = excluded.payload_kg, range_m = excluded.range_m,
              speed_mps = excluded.speed_mps,
-             latitude = iif(drones.status = 'reserved', drones.latitude, excluded.latitude),
-             longitude = iif(drones.status = 'reserved', drones.longitude, excluded.longitude),
-             battery = iif(drones.status = 'reserved', drones.battery, excluded.battery),
-             status = iif(drones.status = 'retired', 'idle', drones.status),
+             latitude = case when drones.status = 'reserved' then drones.latitude else excluded.latitude end,
+             longitude = case when drones.status = 'reserved' then drones.longitude else excluded.longitude end,
+             battery = case when drones.status = 'reserved' then drones.battery else excluded.battery end,
+             status = case when drones.status = 'retired' then 'idle' else drones.status end,
              changed = excluded.changed, touched = excluded.touched
          returning ",
         drone_columns!()
     );
     let batch: Vec<_> = allowed.iter().map(|registration| (registration.drone_id, &registration.facts)).collect();
-    let change = next_change(connection).await?;
-    let written = sqlx::query(QUERY).bind(rows::json(&batch)?).bind(change).fetch_all(connection).await?;
+    let change = next_change(tx).await?;
+    let written = tx.rows(QUERY, &[Bind::Text(&sql::json(&batch)?), Bind::Int(change)]).await?;
     rows::all_drones(&written)
 }

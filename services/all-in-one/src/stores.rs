@@ -1,0 +1,105 @@
+//! Where the services of this process keep their data: in the data folder, or in the stores that URLs name.
+
+use clap::Args;
+
+use crate::DataDir;
+
+/// URLs of stores in place of the embedded ones in the data folder.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StoreArgs {
+    /// The event log's URL; embedded in the data folder unless given.
+    #[arg(long, env = "EVENT_LOG", value_name = "URL")]
+    pub event_log: Option<String>,
+    /// The URL of delivery's store; embedded unless given.
+    #[arg(long, env = "DELIVERY_STORE", value_name = "URL")]
+    pub delivery_store: Option<String>,
+    /// The URL of package's store; embedded unless given.
+    #[arg(long, env = "PACKAGE_STORE", value_name = "URL")]
+    pub package_store: Option<String>,
+    /// The URL of fleet's store; embedded unless given.
+    #[arg(long, env = "FLEET_STORE", value_name = "URL")]
+    pub fleet_store: Option<String>,
+    /// The URL of tracking's store; embedded unless given.
+    #[arg(long, env = "TRACKING_STORE", value_name = "URL")]
+    pub tracking_store: Option<String>,
+    /// The URL of lookup's store; embedded unless given.
+    #[arg(long, env = "LOOKUP_STORE", value_name = "URL")]
+    pub lookup_store: Option<String>,
+    /// The lake's URL; a folder in the data folder unless given.
+    #[arg(long, env = "LAKE", value_name = "URL")]
+    pub lake: Option<String>,
+}
+
+/// The URL of every store of a system.
+#[derive(Debug, Clone)]
+pub struct Stores {
+    /// The event log.
+    pub event_log: String,
+    /// delivery's.
+    pub delivery: String,
+    /// package's.
+    pub package: String,
+    /// fleet's.
+    pub fleet: String,
+    /// tracking's.
+    pub tracking: String,
+    /// lookup's.
+    pub lookup: String,
+    /// history's.
+    pub lake: String,
+}
+
+impl StoreArgs {
+    /// What was named, and for the rest what lies in the folder.
+    pub fn with_folder(&self, data: &DataDir) -> Stores {
+        let store = |named: &Option<String>, service| named.clone().unwrap_or_else(|| data.store(service));
+        Stores {
+            event_log: self.event_log.clone().unwrap_or_else(|| data.event_log()),
+            delivery: store(&self.delivery_store, "delivery"),
+            package: store(&self.package_store, "package"),
+            fleet: store(&self.fleet_store, "fleet"),
+            tracking: store(&self.tracking_store, "tracking"),
+            lookup: store(&self.lookup_store, "lookup"),
+            lake: self.lake.clone().unwrap_or_else(|| data.lake()),
+        }
+    }
+
+    /// The schemes of the stores that were named, for a line that says where the data are: a URL may hold a password.
+    pub fn named(&self) -> Vec<String> {
+        let all = [
+            ("event log", &self.event_log),
+            ("delivery", &self.delivery_store),
+            ("package", &self.package_store),
+            ("fleet", &self.fleet_store),
+            ("tracking", &self.tracking_store),
+            ("lookup", &self.lookup_store),
+            ("lake", &self.lake),
+        ];
+        let scheme = |url: &str| url.split_once(':').map_or("?", |(scheme, _)| scheme).to_owned();
+        let named = all.into_iter().filter_map(|(name, url)| url.as_deref().map(|url| (name, scheme(url))));
+        named.map(|(name, scheme)| format!("{name} in {scheme}")).collect()
+    }
+}
+
+impl Stores {
+    /// All embedded, in the folder.
+    pub fn embedded(data: &DataDir) -> Self {
+        StoreArgs::default().with_folder(data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_named_is_used_and_the_rest_is_in_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::create(folder.path()).unwrap();
+        let url = "mongodb://user:secret@127.0.0.1/lookup".to_owned();
+        let args = StoreArgs { lookup_store: Some(url.clone()), ..StoreArgs::default() };
+        let stores = args.with_folder(&data);
+        assert_eq!((stores.lookup, stores.fleet), (url, data.store("fleet")));
+        assert_eq!(args.named(), ["lookup in mongodb"], "and no password is told");
+    }
+}

@@ -1,0 +1,213 @@
+//! How a package, its contents and its events are written as documents, and read back.
+
+use ::mongodb::bson::{Binary, Bson, Document, Uuid, doc, spec::BinarySubtype};
+use contracts::{
+    DeliveryId, Timestamp,
+    api::{PackageSize, PackageSpec},
+    events::{CloudEvent, PackageState},
+};
+use messaging::{keys::part_of, outbox::Bucket};
+
+use crate::{
+    domain::Package,
+    store::{self, SIZES, STATES},
+};
+
+/// Buckets of the outbox: a few for each of the replicas that one would run. Fixed, since documents carry theirs.
+pub(super) const BUCKETS: Bucket = 16;
+
+/// The revision of a package that is not stored yet.
+pub(super) const ABSENT: i64 = 0;
+
+/// Why a document cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("a document of the package store is unreadable: {0}")]
+pub(super) struct Unreadable(String);
+
+impl Unreadable {
+    pub(super) fn new(cause: impl std::fmt::Display) -> Self {
+        Self(cause.to_string())
+    }
+}
+
+/// A package as its document tells it: the contents lie elsewhere.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) package: Package,
+    /// Counts the writes of the document, so that a writer knows whether it has seen the last.
+    pub(super) revision: i64,
+    /// The id of its contents, where it says something.
+    pub(super) contents: Option<Uuid>,
+}
+
+impl Stored {
+    pub(super) fn of(document: &Document) -> Result<Self, Unreadable> {
+        let text = |field| document.get_str(field).map_err(Unreadable::new);
+        let number = |field| document.get_i64(field).map_err(Unreadable::new);
+        let registered_us = match document.get("registered_us") {
+            None | Some(Bson::Null) => None,
+            Some(_) => Some(number("registered_us")?),
+        };
+        let package = Package {
+            delivery_id: delivery_id(id(document, "_id")?),
+            customer_id: text("customer_id")?.parse().map_err(Unreadable::new)?,
+            home_region: text("home_region")?.parse().map_err(Unreadable::new)?,
+            attempt: u32::try_from(number("attempt")?).map_err(Unreadable::new)?,
+            fence: u64::try_from(number("fence")?).map_err(Unreadable::new)?,
+            state: state(document)?,
+            package: PackageSpec {
+                size: store::size_named(text("size")?).ok_or_else(|| Unreadable::new("no such size"))?,
+                weight_kg: document.get_f64("weight_kg").map_err(Unreadable::new)?,
+                tag: None,
+                description: None,
+            },
+            registered_at: registered_us.map(time).transpose()?,
+            updated_at: time(number("updated_us")?)?,
+        };
+        let contents = document.contains_key("contents").then(|| id(document, "contents")).transpose()?;
+        Ok(Self { package, revision: number("revision")?, contents })
+    }
+}
+
+/// The statement that writes a package and appends its events, if the stored revision is still that one. Otherwise it
+/// is an insert that meets the document's own id, and is refused as such.
+pub(super) fn write(package: &Package, revision: i64, contents: Option<Uuid>, events: &[CloudEvent]) -> Document {
+    let mut fields = doc! {
+        "customer_id": package.customer_id.as_str(),
+        "home_region": package.home_region.as_str(),
+        "attempt": i64::from(package.attempt),
+        "fence": i64::try_from(package.fence).unwrap_or(i64::MAX),
+        "state": package.state.as_str(),
+        "size": package.package.size.as_str(),
+        "weight_kg": package.package.weight_kg,
+        "registered_us": package.registered_at.map(|at| at.timestamp_micros()),
+        "updated_us": package.updated_at.timestamp_micros(),
+        "revision": revision + 1,
+        "bucket": part_of(&package.delivery_id.to_string(), u32::from(BUCKETS)),
+    };
+    if package.state != PackageState::Registered {
+        fields.insert("ended_us", package.updated_at.timestamp_micros());
+    }
+    if let Some(contents) = contents {
+        fields.insert("contents", contents);
+    }
+    let events: Vec<Document> = events.iter().map(event).collect();
+    doc! {
+        "q": { "_id": key(package.delivery_id), "revision": revision },
+        "u": { "$set": fields, "$push": { "outbox": { "$each": events } } },
+        "upsert": true,
+    }
+}
+
+/// What a package says, as a document of its own; none where it says nothing.
+pub(super) fn contents(package: &Package, id: Uuid) -> Option<Document> {
+    let PackageSpec { tag, description, .. } = &package.package;
+    if tag.is_none() && description.is_none() {
+        return None;
+    }
+    let key = key(package.delivery_id);
+    Some(doc! { "_id": id, "delivery_id": key, "tag": tag.as_deref(), "description": description.as_deref() })
+}
+
+/// Gives a package what its contents say.
+pub(super) fn fill(package: &mut Package, contents: &Document) {
+    let text = |field| contents.get_str(field).ok().map(str::to_owned);
+    package.package.tag = text("tag");
+    package.package.description = text("description");
+}
+
+fn event(event: &CloudEvent) -> Document {
+    let mut document = doc! {
+        "id": Uuid::from_bytes(event.id.into_bytes()),
+        "topic": &event.topic,
+        "key": &event.key,
+        "kind": &event.kind,
+        "source": &event.source,
+        "time_us": event.time.timestamp_micros(),
+        "data": Binary { subtype: BinarySubtype::Generic, bytes: event.data.clone() },
+    };
+    if let Some(traceparent) = &event.traceparent {
+        document.insert("traceparent", traceparent);
+    }
+    document
+}
+
+/// The events that wait in a package's document, in order.
+pub(super) fn events(document: &Document) -> Result<Vec<CloudEvent>, Unreadable> {
+    let mut events = Vec::new();
+    for entry in document.get_array("outbox").map_err(Unreadable::new)? {
+        let entry = entry.as_document().ok_or_else(|| Unreadable::new("an event is a document"))?;
+        let text = |field| entry.get_str(field).map(str::to_owned).map_err(Unreadable::new);
+        events.push(CloudEvent {
+            id: uuid::Uuid::from_bytes(id(entry, "id")?.bytes()),
+            topic: text("topic")?,
+            key: text("key")?,
+            kind: text("kind")?,
+            source: text("source")?,
+            time: time(entry.get_i64("time_us").map_err(Unreadable::new)?)?,
+            traceparent: entry.get_str("traceparent").ok().map(str::to_owned),
+            data: entry.get_binary_generic("data").map_err(Unreadable::new)?.clone(),
+        });
+    }
+    Ok(events)
+}
+
+/// What the server refuses to store otherwise. Fields that it does not name are let through, so that replicas of two
+/// versions can write side by side.
+pub(super) fn schema() -> Document {
+    let (text, long, id) = (doc! { "bsonType": "string" }, doc! { "bsonType": "long" }, doc! { "bsonType": "binData" });
+    let event = doc! {
+        "bsonType": "object",
+        "required": ["id", "topic", "key", "kind", "source", "time_us", "data"],
+        "properties": {
+            "id": &id, "topic": &text, "key": &text, "kind": &text, "source": &text, "time_us": &long,
+            "traceparent": &text, "data": { "bsonType": "binData" },
+        },
+    };
+    doc! { "$jsonSchema": {
+        "bsonType": "object",
+        "required": ["_id", "customer_id", "home_region", "attempt", "fence", "state", "size", "weight_kg", "updated_us",
+            "revision", "bucket", "outbox"],
+        "properties": {
+            "_id": &id,
+            "customer_id": &text,
+            "home_region": &text,
+            "attempt": { "bsonType": "long", "minimum": 0 },
+            "fence": { "bsonType": "long", "minimum": 0 },
+            "state": { "enum": STATES.map(PackageState::as_str).to_vec() },
+            "size": { "enum": SIZES.map(PackageSize::as_str).to_vec() },
+            "weight_kg": { "bsonType": "double", "minimum": 0 },
+            "registered_us": { "bsonType": ["long", "null"] },
+            "updated_us": &long,
+            "ended_us": &long,
+            "revision": { "bsonType": "long", "minimum": 1 },
+            "bucket": { "bsonType": "int", "minimum": 0, "maximum": i32::from(BUCKETS) - 1 },
+            "contents": &id,
+            "outbox": { "bsonType": "array", "items": event },
+        },
+    } }
+}
+
+pub(super) fn key(id: DeliveryId) -> Uuid {
+    Uuid::from_bytes(id.0.into_bytes())
+}
+
+pub(super) fn delivery_id(key: Uuid) -> DeliveryId {
+    DeliveryId(uuid::Uuid::from_bytes(key.bytes()))
+}
+
+pub(super) fn id(document: &Document, field: &str) -> Result<Uuid, Unreadable> {
+    match document.get(field) {
+        Some(Bson::Binary(binary)) => binary.to_uuid().map_err(Unreadable::new),
+        other => Err(Unreadable::new(format!("{field} is {other:?}"))),
+    }
+}
+
+pub(super) fn state(document: &Document) -> Result<PackageState, Unreadable> {
+    let name = document.get_str("state").map_err(Unreadable::new)?;
+    store::state_named(name).ok_or_else(|| Unreadable::new(format!("'{name}' is not a state of a package")))
+}
+
+fn time(micros: i64) -> Result<Timestamp, Unreadable> {
+    Timestamp::from_timestamp_micros(micros).ok_or_else(|| Unreadable::new(format!("{micros} is not a time")))
+}
