@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use contracts::{Clock, Timestamp, events::CloudEvent};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -18,7 +19,8 @@ const BATCH: usize = 100;
 /// How long to wait for letters that are known to be there, before another reader is assumed to have them.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a dead letter says. The original's data are kept as text, since they may not be JSON.
+/// What a dead letter says. The original's data are kept as text, since they may not be JSON; and as bytes, where they
+/// are not even text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetter {
     /// The consumer group that gave up.
@@ -48,8 +50,11 @@ pub struct DeadLetter {
     pub time: Timestamp,
     /// Its trace context.
     pub traceparent: Option<String>,
-    /// Its data, as text.
+    /// Its data, as text; what is not text is replaced in it.
     pub data: String,
+    /// Its data in base64, only where `data` is not the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_base64: Option<String>,
 }
 
 /// How the name of every dead-letter topic ends. Letters that wait for a redrive are kept, however old.
@@ -80,6 +85,7 @@ pub fn dead_letter(group: &str, record: &Delivered, cause: String, clock: &dyn C
         time: original.time,
         traceparent: original.traceparent.clone(),
         data: String::from_utf8_lossy(&original.data).into_owned(),
+        data_base64: std::str::from_utf8(&original.data).is_err().then(|| BASE64_STANDARD.encode(&original.data)),
     };
     CloudEvent {
         id: clock.new_id(),
@@ -95,6 +101,7 @@ pub fn dead_letter(group: &str, record: &Delivered, cause: String, clock: &dyn C
 }
 
 fn original(letter: DeadLetter) -> CloudEvent {
+    let bytes = letter.data_base64.and_then(|bytes| BASE64_STANDARD.decode(bytes).ok());
     CloudEvent {
         id: letter.id,
         topic: letter.topic,
@@ -103,7 +110,7 @@ fn original(letter: DeadLetter) -> CloudEvent {
         source: letter.source,
         time: letter.time,
         traceparent: letter.traceparent,
-        data: letter.data.into_bytes(),
+        data: bytes.unwrap_or_else(|| letter.data.into_bytes()),
     }
 }
 

@@ -1,15 +1,14 @@
 //! A CloudEvent as a Kafka record, in binary mode: its attributes are headers, its data the payload.
 
-use contracts::{Timestamp, events::CloudEvent};
+use contracts::{
+    Timestamp,
+    events::{CloudEvent, UNDECODABLE},
+};
 use rdkafka::{
     Message,
     message::{Header, Headers, OwnedHeaders},
 };
 use uuid::Uuid;
-
-/// The type of an event whose record is no CloudEvent. No topic knows it, so that a handler's decoding refuses it and
-/// it goes to the dead letters instead of stopping the consumer or being lost.
-pub const UNDECODABLE: &str = "Undecodable";
 
 const ID: &str = "ce_id";
 const KIND: &str = "ce_type";

@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use contracts::{
     SystemClock,
-    events::{CloudEvent, Topic},
+    events::{CloudEvent, Topic, UNDECODABLE},
 };
 use messaging::{Consumer, Delivered, EventLog, HandleError, Handler, dead_letters};
 use testkit::until;
@@ -150,6 +150,25 @@ async fn an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_
     assert_eq!(dead_letters::waiting(&*subject.log, GROUP).await.unwrap(), 1, "to look is not to take");
     let mut subscription = subject.log.subscribe("reader", &["fleet.dead-letters"]).await.unwrap();
     assert_eq!(read(&mut *subscription, 1, 10).await[0].event.kind, dead_letters::KIND);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_no_event_goes_to_the_dead_letters_as_it_was_and_no_handler_sees_it() {
+    let subject = subject().await;
+    let recorder = Recorder::default();
+    let odd = CloudEvent { kind: UNDECODABLE.to_owned(), data: vec![0, 159, 146, 150], ..fleet_event("key", 2) };
+    subject.log.publish(vec![fleet_event("key", 1), odd.clone(), fleet_event("key", 3)]).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until_waiting(&*subject.log, 1).await;
+    until_caught_up(&*subject.log).await;
+    assert_eq!((recorder.tries(2), recorder.effect("key")), (0, Some(3)));
+    let mut watcher = subject.log.subscribe("watcher", &[EVENTS.name()]).await.unwrap();
+    read(&mut *watcher, 3, 10).await;
+    assert_eq!(dead_letters::redrive(&*subject.log, GROUP).await.unwrap(), 1);
+    assert_eq!(*read(&mut *watcher, 1, 10).await[0].event, odd);
+    // Still none: it comes back.
+    until_waiting(&*subject.log, 1).await;
     running.stop().await;
 }
 

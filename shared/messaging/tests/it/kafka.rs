@@ -3,7 +3,7 @@
 mod on_kafka {
     use std::time::Duration;
 
-    use contracts::events::PARTITIONS;
+    use contracts::events::{PARTITIONS, UNDECODABLE};
     use messaging::{
         kafka::{producer::Producer, record},
         keys::part_of,
@@ -52,6 +52,6 @@ mod on_kafka {
         }
         let odd = got.pop().unwrap();
         assert_eq!(got, sent);
-        assert_eq!((odd.kind.as_str(), odd.data.as_slice()), (record::UNDECODABLE, b"odd".as_slice()));
+        assert_eq!((odd.kind.as_str(), odd.data.as_slice()), (UNDECODABLE, b"odd".as_slice()));
     }
 }
