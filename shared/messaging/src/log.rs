@@ -106,10 +106,15 @@ pub trait Subscription: Send {
     async fn assignment(&mut self) -> Result<Vec<Offset>, LogError>;
 }
 
-/// Opens the log that a URL names: `embedded:PATH` (a SQLite file).
+/// Opens the log that a URL names: `embedded:PATH` (a SQLite file), or `kafka://HOST:PORT[,HOST:PORT][/TOPIC_PREFIX]`.
 pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn EventLog>, LogError> {
     match url.split_once(':') {
         Some(("embedded", path)) => Ok(Arc::new(crate::embedded::EmbeddedLog::open(path, clock).await?)),
-        _ => Err(LogError::unavailable(format!("'{url}' is not an event log: expected embedded:PATH"))),
+        Some(("kafka", address)) if address.starts_with("//") => {
+            Ok(Arc::new(crate::kafka::KafkaLog::open(&address[2..]).await?))
+        }
+        _ => Err(LogError::unavailable(format!(
+            "'{url}' is not an event log: expected embedded:PATH or kafka://HOST:PORT[,HOST:PORT][/TOPIC_PREFIX]"
+        ))),
     }
 }

@@ -34,19 +34,15 @@ pub fn headers(event: &CloudEvent) -> OwnedHeaders {
         .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
 }
 
-/// The event of a record. What is no CloudEvent comes as [`UNDECODABLE`], with the data that it has.
-pub fn event(record: &impl Message) -> CloudEvent {
-    decoded(record).unwrap_or_else(|| {
-        tracing::error!(
-            topic = record.topic(),
-            partition = record.partition(),
-            offset = record.offset(),
-            "a record is no CloudEvent"
-        );
+/// The event of a record of a topic that we call `topic`. What is no CloudEvent comes as [`UNDECODABLE`], with the data
+/// that it has.
+pub fn event(record: &impl Message, topic: &str) -> CloudEvent {
+    decoded(record, topic).unwrap_or_else(|| {
+        tracing::error!(topic, partition = record.partition(), offset = record.offset(), "a record is no CloudEvent");
         CloudEvent {
             // The same id whenever it is read.
             id: Uuid::from_u64_pair(u64::from(record.partition().unsigned_abs()), record.offset().unsigned_abs()),
-            topic: record.topic().to_owned(),
+            topic: topic.to_owned(),
             key: String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned(),
             kind: UNDECODABLE.to_owned(),
             source: String::new(),
@@ -57,7 +53,7 @@ pub fn event(record: &impl Message) -> CloudEvent {
     })
 }
 
-fn decoded(record: &impl Message) -> Option<CloudEvent> {
+fn decoded(record: &impl Message, topic: &str) -> Option<CloudEvent> {
     let headers = record.headers()?;
     let text = |name: &str| {
         let header = headers.iter().find(|header| header.key == name)?;
@@ -65,7 +61,7 @@ fn decoded(record: &impl Message) -> Option<CloudEvent> {
     };
     Some(CloudEvent {
         id: text(ID)?.parse().ok()?,
-        topic: record.topic().to_owned(),
+        topic: topic.to_owned(),
         key: String::from_utf8(record.key()?.to_vec()).ok()?,
         kind: text(KIND)?,
         source: text(SOURCE)?,

@@ -15,13 +15,14 @@ use testkit::until;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::log_contract::{Subject, event, number, read};
+use crate::engine::{Subject, embedded};
+use crate::log_contract::{event, number, read};
 
 const GROUP: &str = "fleet";
 const EVENTS: Topic = Topic::Fleet;
 
 async fn subject() -> Subject {
-    Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await
+    Subject::open(embedded).await
 }
 
 fn fleet_event(key: &str, number: u64) -> CloudEvent {

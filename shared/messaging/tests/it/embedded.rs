@@ -1,4 +1,4 @@
-//! The embedded log: the contract of every log, its own retention, and who may have its file.
+//! The embedded log: its own retention, and who may have its file.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -16,13 +16,14 @@ use messaging::{consumer::next_offsets, dead_letters, embedded::RETENTION, outbo
 use testkit::until;
 use uuid::Uuid;
 
-use crate::log_contract::{Subject, TOPIC, event, log_contract, number, read};
+use crate::{
+    engine::{Subject, embedded},
+    log_contract::{TOPIC, event, number, read},
+};
 
 async fn subject() -> Subject {
-    Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await
+    Subject::open(embedded).await
 }
-
-log_contract!(subject);
 
 /// Nobody listens to it: what is in it goes with the first round of the janitor after the retention.
 const UNHEARD: &str = "unheard.events";

@@ -5,7 +5,7 @@ mod on_kafka {
 
     use contracts::events::{PARTITIONS, UNDECODABLE};
     use messaging::{
-        kafka::{producer::Producer, record},
+        kafka::{Names, producer::Producer, record},
         keys::part_of,
     };
     use rdkafka::{
@@ -34,7 +34,7 @@ mod on_kafka {
 
         let mut sent: Vec<_> = (0..100).map(|number| event(&topic, "a key, with ⚠", number)).collect();
         sent[1].data = vec![0, 159, 146, 150];
-        Producer::new(brokers).unwrap().publish(sent.clone()).await.unwrap();
+        Producer::new(brokers, Names::new("").unwrap()).unwrap().publish(sent.clone()).await.unwrap();
         let partition = part_of("a key, with ⚠", PARTITIONS).cast_signed();
         let plain: FutureProducer = config.create().unwrap();
         let odd = FutureRecord::<str, str>::to(&topic).partition(partition).payload("odd");
@@ -48,7 +48,7 @@ mod on_kafka {
         while got.len() < 101 {
             let record = tokio::time::timeout(PATIENCE, consumer.recv()).await.unwrap().unwrap();
             assert_eq!(record.offset(), i64::try_from(got.len()).unwrap());
-            got.push(record::event(&record));
+            got.push(record::event(&record, &topic));
         }
         let odd = got.pop().unwrap();
         assert_eq!(got, sent);

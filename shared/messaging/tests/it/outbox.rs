@@ -22,7 +22,8 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::log_contract::{Subject, TOPIC, by_key, event, read};
+use crate::engine::{Subject, embedded};
+use crate::log_contract::{TOPIC, by_key, event, read};
 
 /// Longer than a relay's lease.
 const LEASE_OVER: Duration = Duration::from_secs(6);
@@ -158,7 +159,7 @@ impl Clock for Pauses {
 }
 
 async fn subject() -> Subject {
-    Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await
+    Subject::open(embedded).await
 }
 
 /// Everything that is in the log, by key.
