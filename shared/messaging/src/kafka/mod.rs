@@ -12,8 +12,8 @@
 mod groups;
 mod member;
 mod names;
-pub mod producer;
-pub mod record;
+mod producer;
+mod record;
 mod subscription;
 mod topics;
 
@@ -23,8 +23,8 @@ use async_trait::async_trait;
 use contracts::events::{CloudEvent, Topic};
 use rdkafka::{ClientConfig, error::KafkaError};
 
-use self::{groups::Groups, producer::Producer, subscription::KafkaSubscription, topics::Topics};
-pub use self::{names::Names, topics::RETENTION};
+pub use self::topics::RETENTION;
+use self::{groups::Groups, names::Names, producer::Producer, subscription::KafkaSubscription, topics::Topics};
 use crate::{EventLog, GroupLag, LogError, Subscription};
 #[cfg(doc)]
 use contracts::events::PARTITIONS;

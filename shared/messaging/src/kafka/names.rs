@@ -6,14 +6,14 @@ use crate::LogError;
 
 /// The names of one system's topics and groups.
 #[derive(Debug, Clone)]
-pub struct Names {
+pub(super) struct Names {
     /// Empty, or with its dot.
     prefix: Arc<str>,
 }
 
 impl Names {
     /// The names under `prefix`; plain ones where it is empty.
-    pub fn new(prefix: &str) -> Result<Self, LogError> {
+    pub(super) fn new(prefix: &str) -> Result<Self, LogError> {
         // No dot, so that no system's prefix begins another's.
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
         if !prefix.chars().all(fits) {
@@ -25,12 +25,12 @@ impl Names {
     }
 
     /// What the cluster calls a topic or a group of ours.
-    pub fn full(&self, name: &str) -> String {
+    pub(super) fn full(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
     /// What we call a topic or a group of the cluster; none where it is not ours.
-    pub fn ours<'a>(&self, full: &'a str) -> Option<&'a str> {
+    pub(super) fn ours<'a>(&self, full: &'a str) -> Option<&'a str> {
         // The cluster's own topics are named like that.
         full.strip_prefix(&*self.prefix).filter(|_| !full.starts_with("__"))
     }

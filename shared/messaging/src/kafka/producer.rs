@@ -20,7 +20,7 @@ use crate::{LogError, keys::part_of};
 const UNDER_WAY_MS: &str = "15000";
 
 /// A producer of events.
-pub struct Producer {
+pub(super) struct Producer {
     brokers: String,
     names: Names,
     /// Replaced after a fault that it cannot mend, such as a sequence that the cluster has forgotten.
@@ -29,12 +29,12 @@ pub struct Producer {
 
 impl Producer {
     /// A producer to the brokers `host:port[,host:port]`. It connects when it is needed.
-    pub fn new(brokers: &str, names: Names) -> Result<Self, LogError> {
+    pub(super) fn new(brokers: &str, names: Names) -> Result<Self, LogError> {
         Ok(Self { brokers: brokers.to_owned(), names, inner: Mutex::new(inner(brokers)?) })
     }
 
     /// Appends events to topics that exist, in order within each key; answers once all are acknowledged.
-    pub async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError> {
+    pub(super) async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError> {
         let producer = self.healthy()?;
         let topics: HashMap<&str, String> =
             events.iter().map(|event| (&*event.topic, self.names.full(&event.topic))).collect();

@@ -17,7 +17,7 @@ const TIME: &str = "ce_time";
 const TRACEPARENT: &str = "traceparent";
 
 /// The headers of an event.
-pub fn headers(event: &CloudEvent) -> OwnedHeaders {
+pub(super) fn headers(event: &CloudEvent) -> OwnedHeaders {
     let (id, time) = (event.id.to_string(), event.time.to_rfc3339());
     let fixed = [
         ("ce_specversion", "1.0"),
@@ -36,7 +36,7 @@ pub fn headers(event: &CloudEvent) -> OwnedHeaders {
 
 /// The event of a record of a topic that we call `topic`. What is no CloudEvent comes as [`UNDECODABLE`], with the data
 /// that it has.
-pub fn event(record: &impl Message, topic: &str) -> CloudEvent {
+pub(super) fn event(record: &impl Message, topic: &str) -> CloudEvent {
     decoded(record, topic).unwrap_or_else(|| {
         tracing::error!(topic, partition = record.partition(), offset = record.offset(), "a record is no CloudEvent");
         CloudEvent {

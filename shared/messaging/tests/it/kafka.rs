@@ -1,57 +1,46 @@
-//! What the Kafka producer writes, read back by a plain client.
+//! What is Kafka's own among the logs.
 
 mod on_kafka {
     use std::time::Duration;
 
     use contracts::events::{PARTITIONS, UNDECODABLE};
-    use messaging::{
-        kafka::{Names, producer::Producer, record},
-        keys::part_of,
-    };
+    use messaging::keys::part_of;
     use rdkafka::{
-        ClientConfig, Message, Offset, TopicPartitionList,
-        admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
-        client::DefaultClientContext,
-        consumer::{Consumer, StreamConsumer},
+        ClientConfig,
         producer::{FutureProducer, FutureRecord},
     };
 
-    use crate::log_contract::event;
+    use crate::{
+        engine::{self, Subject},
+        log_contract::{TOPIC, event, read},
+    };
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
+    /// The brokers and the prefix of a subject.
+    fn place(subject: &Subject) -> (&str, &str) {
+        subject.url.strip_prefix("kafka://").unwrap().split_once('/').unwrap()
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn records_come_out_as_they_went_in_and_what_is_no_event_says_so() {
-        let Some(url) = testkit::real::url("TEST_KAFKA_URL") else { return };
-        let brokers = url.strip_prefix("kafka://").unwrap();
-        let topic = testkit::real::unique("producer");
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", brokers).set("group.id", &topic);
-        let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
-        let new = NewTopic::new(&topic, PARTITIONS.cast_signed(), TopicReplication::Fixed(1));
-        let made = admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(PATIENCE))).await.unwrap();
-        made.into_iter().for_each(|topic| drop(topic.unwrap()));
-
-        let mut sent: Vec<_> = (0..100).map(|number| event(&topic, "a key, with ⚠", number)).collect();
-        sent[1].data = vec![0, 159, 146, 150];
-        Producer::new(brokers, Names::new("").unwrap()).unwrap().publish(sent.clone()).await.unwrap();
-        let partition = part_of("a key, with ⚠", PARTITIONS).cast_signed();
-        let plain: FutureProducer = config.create().unwrap();
-        let odd = FutureRecord::<str, str>::to(&topic).partition(partition).payload("odd");
-        plain.send(odd, PATIENCE).await.unwrap();
-
-        let consumer: StreamConsumer = config.create().unwrap();
-        let mut from = TopicPartitionList::new();
-        from.add_partition_offset(&topic, partition, Offset::Beginning).unwrap();
-        consumer.assign(&from).unwrap();
-        let mut got = Vec::new();
-        while got.len() < 101 {
-            let record = tokio::time::timeout(PATIENCE, consumer.recv()).await.unwrap().unwrap();
-            assert_eq!(record.offset(), i64::try_from(got.len()).unwrap());
-            got.push(record::event(&record, &topic));
-        }
-        let odd = got.pop().unwrap();
-        assert_eq!(got, sent);
-        assert_eq!((odd.kind.as_str(), odd.data.as_slice()), (UNDECODABLE, b"odd".as_slice()));
+    async fn a_record_that_is_no_event_comes_as_such_with_its_data() {
+        engine::on_kafka(async |subject| {
+            subject.publish("key", 0..1).await;
+            let (brokers, prefix) = place(&subject);
+            let plain: FutureProducer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+            let topic = format!("{prefix}.{TOPIC}");
+            let partition = part_of("key", PARTITIONS).cast_signed();
+            let odd = FutureRecord::<str, [u8]>::to(&topic).partition(partition).payload(&[0, 159, 146, 150]);
+            plain.send(odd, PATIENCE).await.unwrap();
+            let mut subscription = subject.join("group").await;
+            let got = read(&mut *subscription, 2, 10).await;
+            assert_eq!(*got[0].event, event(TOPIC, "key", 0));
+            let odd = &got[1].event;
+            assert_eq!(
+                (odd.kind.as_str(), &*odd.topic, odd.data.as_slice()),
+                (UNDECODABLE, TOPIC, &[0, 159, 146, 150][..])
+            );
+        })
+        .await;
     }
 }
