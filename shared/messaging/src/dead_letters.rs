@@ -16,8 +16,9 @@ pub const KIND: &str = "DeadLetter";
 /// Letters read at once: they are few, and each is small.
 const BATCH: usize = 100;
 
-/// How long to wait for letters that are known to be there, before another reader is assumed to have them.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for letters that are known to be there, before another reader is assumed to have them: longer than
+/// the partitions of a reader that has just gone take to move on.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a dead letter says. The original's data are kept as text, since they may not be JSON; and as bytes, where they
 /// are not even text.
@@ -142,6 +143,9 @@ async fn waiting_lags(log: &dyn EventLog, group: &str) -> Result<Vec<GroupLag>, 
 /// The oldest waiting dead letters of `group`, at most `limit`. They stay.
 pub async fn peek(log: &dyn EventLog, group: &str, limit: usize) -> Result<Vec<DeadLetter>, LogError> {
     let waiting = usize::try_from(waiting(log, group).await?).unwrap_or(usize::MAX).min(limit);
+    if waiting == 0 {
+        return Ok(Vec::new());
+    }
     let mut subscription = log.subscribe(&redrive_group(group), &[&topic_of(group)]).await?;
     let mut letters = Vec::new();
     while letters.len() < waiting {
@@ -159,6 +163,9 @@ pub async fn peek(log: &dyn EventLog, group: &str, limit: usize) -> Result<Vec<D
 pub async fn redrive(log: &dyn EventLog, group: &str) -> Result<u64, LogError> {
     let lags = waiting_lags(log, group).await?;
     let mut left: u64 = lags.iter().map(GroupLag::lag).sum();
+    if left == 0 {
+        return Ok(0);
+    }
     let ends: HashMap<u32, u64> = lags.into_iter().map(|lag| (lag.partition, lag.end)).collect();
     // How far each partition has been published: what a rebalance brings back is not published twice.
     let mut published: HashMap<u32, u64> = HashMap::new();
