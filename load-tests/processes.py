@@ -58,7 +58,7 @@ def fresh_stores(folder: pathlib.Path) -> dict[str, str]:
         "PACKAGE_STORE": f"{host}/package_{run}?{options}",
         "LOOKUP_STORE": f"{host}/lookup_{run}?{options}",
         "TRACKING_STORE": f"sqlite:{folder}/tracking.db",
-        "LAKE": f"file://{folder}/lake/",
+        "LAKE": f"{needed('TEST_S3_URL')}/run-{run}/",
     }
     return urls
 
