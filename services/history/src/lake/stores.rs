@@ -50,7 +50,7 @@ const AZURE_CREDENTIALS: [&[AzureConfigKey]; 8] = {
 };
 
 /// Where a lake is.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Location {
     url: Url,
     /// Rooted at the bucket, the container or the file system, not at the lake's folder.
@@ -83,6 +83,22 @@ impl Location {
     #[cfg(test)]
     pub(crate) fn through(&self, store: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>) -> Self {
         Self { url: self.url.clone(), root: store(self.root.clone()) }
+    }
+
+    /// The same bucket or container, reached through another port, and the port that the environment names.
+    #[cfg(test)]
+    pub(crate) fn by_port(&self, port: u16) -> (Self, u16) {
+        let host = self.url.host_str().unwrap();
+        let name = if self.url.scheme() == "s3" { "AWS_ENDPOINT" } else { "AZURE_STORAGE_ENDPOINT" };
+        let mut endpoint: Url = std::env::var(name).unwrap().parse().unwrap();
+        let direct = endpoint.port().unwrap();
+        endpoint.set_port(Some(port)).unwrap();
+        let endpoint = endpoint.as_str().trim_end_matches('/').to_owned();
+        let root = match self.url.scheme() {
+            "s3" => s3(AmazonS3Builder::from_env().with_endpoint(endpoint), host).unwrap(),
+            _ => azure(MicrosoftAzureBuilder::from_env().with_endpoint(endpoint), host).unwrap(),
+        };
+        (Self { url: self.url.clone(), root }, direct)
     }
 }
 

@@ -215,7 +215,7 @@ async fn member<R: Row>(bench: &Bench, topic: Topic, shutdown: CancellationToken
 }
 
 /// Waits until the lake has as many deliveries.
-async fn until_rows(bench: &Bench, count: usize) {
+pub(super) async fn until_rows(bench: &Bench, count: usize) {
     let waiting = async {
         while bench.rows().await.len() < count {
             SystemClock.sleep(Duration::from_millis(20)).await;

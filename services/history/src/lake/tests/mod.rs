@@ -28,6 +28,7 @@ macro_rules! on_each_store {
 mod exactly_once;
 mod losing;
 mod lost_answers;
+mod outage;
 
 mod queries;
 mod upkeep;
