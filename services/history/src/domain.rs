@@ -64,8 +64,9 @@ impl DeliveryRow {
                 DeliveryEventKind::DeliveryRequested
                 | DeliveryEventKind::DeliveryScheduled
                 | DeliveryEventKind::DeliveryRescheduled,
-            )
-            | None => return Ok(None),
+            ) => return Ok(None),
+            // Of a later version, and skipped; or no event at all, and a fault.
+            None => return Ok(DeliveryEvent::decode(event)?.and(None)),
         };
         let Some(DeliveryEvent { data: record, .. }) = DeliveryEvent::decode(event)? else { return Ok(None) };
         let Some(finished_at) = record.finished_at.filter(|_| record.stage.is_terminal()) else {
@@ -175,6 +176,9 @@ mod tests {
         let mut event = delivery_event(&record).encode();
         event.data = b"{}".to_vec();
         assert!(matches!(DeliveryRow::from_event(&event), Err(RowFault::Decode(_))));
+        event.kind = contracts::events::UNDECODABLE.to_owned();
+        assert!(matches!(DeliveryRow::from_event(&event), Err(RowFault::Decode(_))));
+        assert!(matches!(PositionRow::from_event(&event), Err(RowFault::Decode(_))));
     }
 
     #[test]

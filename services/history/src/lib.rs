@@ -6,7 +6,8 @@
 //! - a terminal delivery and a sampled position are in the lake exactly once, whatever was published twice, read
 //!   twice or killed in between: rows and the offsets they came from are one commit, and keys are checked before it;
 //! - the table's offsets decide where reading goes on, never the consumer group's;
-//! - what a commit has answered is on disk;
+//! - what a commit has answered is on disk, or in the object store;
+//! - an answer that is lost changes nothing: the table is asked what became of the commit;
 //! - no reader, of any version, sees a row twice or misses it because of a compaction.
 
 mod domain;
@@ -48,7 +49,10 @@ const VACUUM_RETENTION: Duration = Duration::from_secs(60 * 60);
 /// How the service is configured.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
-    /// Where the lake is: file:///ABSOLUTE/PATH or a path.
+    /// Where the lake is: file:///ABSOLUTE/PATH or a path; s3://BUCKET/PREFIX, with AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY, AWS_REGION and, for a store that is not Amazon's, AWS_ENDPOINT (and AWS_ALLOW_HTTP=true);
+    /// az://CONTAINER/PREFIX, with AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY. Bucket and container must
+    /// be there, and the credentials must allow reading, writing, deleting and listing.
     #[arg(long = "lake", env = "LAKE")]
     pub lake_url: String,
     /// Seconds after which what was read is committed.

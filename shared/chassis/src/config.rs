@@ -29,7 +29,7 @@ pub struct NodeConfig {
     /// Where to listen: host:port.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:0", value_parser = parse_listen)]
     pub listen: String,
-    /// The event log: embedded:PATH or kafka://host:port.
+    /// The event log: embedded:PATH or kafka://host:port[,host:port][/prefix].
     #[arg(long, env = "EVENT_LOG", value_parser = parse_event_log)]
     pub event_log: String,
     /// The file that holds the development issuer's signing key.
@@ -71,12 +71,17 @@ fn parse_listen(text: &str) -> Result<String, String> {
 fn parse_event_log(text: &str) -> Result<String, String> {
     let formed = match text.split_once(':') {
         Some(("embedded", path)) => !path.is_empty(),
-        Some(("kafka", servers)) => servers
-            .strip_prefix("//")
-            .is_some_and(|servers| servers.split(',').all(|server| parse_listen(server).is_ok())),
+        Some(("kafka", place)) => place.strip_prefix("//").is_some_and(|place| {
+            let servers = place.split_once('/').map_or(place, |(servers, _prefix)| servers);
+            servers.split(',').all(|server| parse_listen(server).is_ok())
+        }),
         _ => false,
     };
-    if formed { Ok(text.to_owned()) } else { Err("expected embedded:PATH or kafka://host:port".to_owned()) }
+    if formed {
+        Ok(text.to_owned())
+    } else {
+        Err("expected embedded:PATH or kafka://host:port[,host:port][/prefix]".to_owned())
+    }
 }
 
 /// The replicas of a service are joined: [`crate::Peer`] takes them apart.
@@ -255,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_check_finds_a_missing_key() {
-        let good = parse(&["--check-config", "--event-log=kafka://a:1,b:2"]).unwrap();
+        let good = parse(&["--check-config", "--event-log=kafka://a:1,b:2/prefix"]).unwrap();
         assert!(good.check_config && good.service.store == 1);
         check(&good.node).unwrap();
         let bad = parse(&["--dev-issuer-key=no/such/file"]).unwrap();

@@ -11,7 +11,7 @@ use contracts::{
     Timestamp,
     events::{
         CloudEvent, DeliveryRecord, DroneRecord, Event, EventData, EventKind, FlightProgress, PackageRecord,
-        PositionSample, Topic,
+        PositionSample, Topic, UNDECODABLE,
     },
 };
 use serde_json::Value;
@@ -218,6 +218,16 @@ fn an_unknown_kind_is_skipped_of<D: EventData>() {
 #[test]
 fn an_old_reader_skips_a_kind_that_it_does_not_know() {
     for_every_topic!(an_unknown_kind_is_skipped_of);
+}
+
+fn a_record_that_is_no_event_is_not_skipped_of<D: EventData>() {
+    let data = golden(D::TOPIC, D::Kind::ALL[0].as_str()).into_values().next().unwrap();
+    assert!(Event::<D>::decode(&cloud_event(D::TOPIC, UNDECODABLE, &data)).is_err());
+}
+
+#[test]
+fn a_record_that_is_no_event_is_at_fault() {
+    for_every_topic!(a_record_that_is_no_event_is_not_skipped_of);
 }
 
 /// Walks a schema beside examples of it; `definitions` are what its references name.

@@ -5,14 +5,13 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use contracts::{
     Clock,
-    events::{DecodeError, Topic},
+    events::{CloudEvent, DecodeError, Topic, UNDECODABLE},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::{
-    Delivered, EventLog, LogError, Offset, Pace, Subscription, UNDECODABLE, abort_point, dead_letters::dead_letter,
-    outbox::chain,
+    Delivered, EventLog, LogError, Offset, Pace, Subscription, abort_point, dead_letters::dead_letter, outbox::chain,
 };
 
 /// Records handled at once: enough for set-based statements, few enough to repeat without regret.
@@ -84,7 +83,11 @@ impl Consumer {
         let names: Vec<_> = self.topics.iter().map(|topic| topic.name()).collect();
         let mut pause = FIRST_RETRY;
         while !shutdown.is_cancelled() {
-            let result = match self.log.subscribe(self.group, &names).await {
+            let joined = tokio::select! {
+                joined = self.log.subscribe(self.group, &names) => joined,
+                () = shutdown.cancelled() => return,
+            };
+            let result = match joined {
                 Ok(mut subscription) => self.consume(&mut *subscription, &mut handler, &shutdown, &mut pause).await,
                 Err(error) => Err(error),
             };
@@ -130,27 +133,26 @@ impl Consumer {
         handler: &mut impl Handler,
         shutdown: &CancellationToken,
     ) -> Result<bool, LogError> {
-        let mut pending: Vec<(Delivered, u32)> = batch.iter().map(|record| (record.clone(), 0)).collect();
+        let (undecodable, events): (Vec<_>, Vec<_>) = batch.iter().partition(|record| record.event.kind == UNDECODABLE);
+        // No second try makes an event of them, and a handler would skip a kind that it does not know.
+        let dead = undecodable.into_iter().map(|record| self.bury(record, "its record is no CloudEvent".to_owned()));
+        self.publish_dead(dead.collect()).await?;
+        let mut pending: Vec<(Delivered, u32)> = events.into_iter().map(|record| (record.clone(), 0)).collect();
         let mut pause = FIRST_RETRY;
-        loop {
+        while !pending.is_empty() {
             let records: Vec<_> = pending.iter().map(|(record, _)| record.clone()).collect();
             let results = handler.handle(&records).await;
             debug_assert_eq!(results.len(), records.len(), "one result for each record");
             let mut left: Vec<(Delivered, u32)> = Vec::new();
             let mut dead = Vec::new();
-            for ((record, tries), mut result) in pending.into_iter().zip(results) {
-                if record.event.kind == UNDECODABLE {
-                    result = Err(HandleError::poison("the record is no CloudEvent"));
-                }
+            for ((record, tries), result) in pending.into_iter().zip(results) {
                 let waits =
                     left.iter().any(|(first, _)| first.partition == record.partition && first.topic == record.topic);
                 match result {
                     Ok(()) if waits => left.push((record, tries)),
                     Ok(()) => {}
                     Err(HandleError::Poison(cause)) if tries + 1 >= POISON_TRIES => {
-                        error!(group = self.group, topic = %record.topic, offset = record.offset,
-                            error = %chain(&*cause), "an event goes to the dead letters");
-                        dead.push(dead_letter(self.group, &record, chain(&*cause), &*self.clock));
+                        dead.push(self.bury(&record, chain(&*cause)));
                     }
                     Err(HandleError::Poison(_)) => left.push((record, tries + 1)),
                     Err(HandleError::Unavailable(cause)) => {
@@ -159,18 +161,32 @@ impl Consumer {
                     }
                 }
             }
-            if !dead.is_empty() {
-                self.log.publish(dead).await?;
-            }
-            if left.is_empty() {
-                return Ok(true);
-            }
+            self.publish_dead(dead).await?;
             pending = left;
-            self.wait(&mut pause, shutdown).await;
-            if shutdown.is_cancelled() {
-                return Ok(false);
+            if !pending.is_empty() {
+                self.wait(&mut pause, shutdown).await;
+                if shutdown.is_cancelled() {
+                    return Ok(false);
+                }
             }
         }
+        Ok(true)
+    }
+
+    /// The dead letter of a record.
+    fn bury(&self, record: &Delivered, cause: String) -> CloudEvent {
+        error!(group = self.group, topic = %record.topic, partition = record.partition, offset = record.offset, cause,
+            "an event goes to the dead letters");
+        dead_letter(self.group, record, cause, &*self.clock)
+    }
+
+    async fn publish_dead(&self, letters: Vec<CloudEvent>) -> Result<(), LogError> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        self.log.publish(letters).await?;
+        abort_point("consumer.buried");
+        Ok(())
     }
 
     async fn wait(&self, pause: &mut Duration, shutdown: &CancellationToken) {

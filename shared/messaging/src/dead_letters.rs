@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use contracts::{Clock, Timestamp, events::CloudEvent};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,10 +16,12 @@ pub const KIND: &str = "DeadLetter";
 /// Letters read at once: they are few, and each is small.
 const BATCH: usize = 100;
 
-/// How long to wait for letters that are known to be there, before another reader is assumed to have them.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for letters that are known to be there, before another reader is assumed to have them: longer than
+/// the partitions of a reader that has just gone take to move on.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a dead letter says. The original's data are kept as text, since they may not be JSON.
+/// What a dead letter says. The original's data are kept as text, since they may not be JSON; and as bytes, where they
+/// are not even text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetter {
     /// The consumer group that gave up.
@@ -48,8 +51,11 @@ pub struct DeadLetter {
     pub time: Timestamp,
     /// Its trace context.
     pub traceparent: Option<String>,
-    /// Its data, as text.
+    /// Its data, as text; what is not text is replaced in it.
     pub data: String,
+    /// Its data in base64, only where `data` is not the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_base64: Option<String>,
 }
 
 /// How the name of every dead-letter topic ends. Letters that wait for a redrive are kept, however old.
@@ -80,6 +86,7 @@ pub fn dead_letter(group: &str, record: &Delivered, cause: String, clock: &dyn C
         time: original.time,
         traceparent: original.traceparent.clone(),
         data: String::from_utf8_lossy(&original.data).into_owned(),
+        data_base64: std::str::from_utf8(&original.data).is_err().then(|| BASE64_STANDARD.encode(&original.data)),
     };
     CloudEvent {
         id: clock.new_id(),
@@ -95,6 +102,7 @@ pub fn dead_letter(group: &str, record: &Delivered, cause: String, clock: &dyn C
 }
 
 fn original(letter: DeadLetter) -> CloudEvent {
+    let bytes = letter.data_base64.and_then(|bytes| BASE64_STANDARD.decode(bytes).ok());
     CloudEvent {
         id: letter.id,
         topic: letter.topic,
@@ -103,7 +111,7 @@ fn original(letter: DeadLetter) -> CloudEvent {
         source: letter.source,
         time: letter.time,
         traceparent: letter.traceparent,
-        data: letter.data.into_bytes(),
+        data: bytes.unwrap_or_else(|| letter.data.into_bytes()),
     }
 }
 
@@ -135,6 +143,9 @@ async fn waiting_lags(log: &dyn EventLog, group: &str) -> Result<Vec<GroupLag>, 
 /// The oldest waiting dead letters of `group`, at most `limit`. They stay.
 pub async fn peek(log: &dyn EventLog, group: &str, limit: usize) -> Result<Vec<DeadLetter>, LogError> {
     let waiting = usize::try_from(waiting(log, group).await?).unwrap_or(usize::MAX).min(limit);
+    if waiting == 0 {
+        return Ok(Vec::new());
+    }
     let mut subscription = log.subscribe(&redrive_group(group), &[&topic_of(group)]).await?;
     let mut letters = Vec::new();
     while letters.len() < waiting {
@@ -152,6 +163,9 @@ pub async fn peek(log: &dyn EventLog, group: &str, limit: usize) -> Result<Vec<D
 pub async fn redrive(log: &dyn EventLog, group: &str) -> Result<u64, LogError> {
     let lags = waiting_lags(log, group).await?;
     let mut left: u64 = lags.iter().map(GroupLag::lag).sum();
+    if left == 0 {
+        return Ok(0);
+    }
     let ends: HashMap<u32, u64> = lags.into_iter().map(|lag| (lag.partition, lag.end)).collect();
     // How far each partition has been published: what a rebalance brings back is not published twice.
     let mut published: HashMap<u32, u64> = HashMap::new();

@@ -23,5 +23,5 @@ pub mod sqlite;
 pub use abort::abort_point;
 pub use batch::{Batcher, BatcherClosed};
 pub use consumer::{Consumer, HandleError, Handler};
-pub use log::{Delivered, EventLog, GroupLag, LogError, Offset, Subscription, UNDECODABLE, open};
+pub use log::{Delivered, EventLog, GroupLag, LogError, Offset, Subscription, open};
 pub use pace::Pace;

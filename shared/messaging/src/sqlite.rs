@@ -13,6 +13,11 @@ const READERS: u32 = 3;
 /// How long a statement waits for another process's lock. Within one process the writer pool queues instead.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The pause before a connection that found the file locked is tried again: it is made in less than that ...
+const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// ... and how often: as long as a statement would wait.
+const CONNECTS: u32 = 250;
+
 /// How long a caller waits for a connection before it hears that the store is unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -50,18 +55,33 @@ pub async fn open(path: &str, migrations: &[&'static str]) -> Result<Sqlite, sql
         .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         // Keeps the log file from staying as large as its largest burst.
         .pragma("journal_size_limit", "67108864");
-    let writer = SqlitePoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options.clone())
-        .await?;
+    let writer = connected(1, &options).await?;
     migrate(&writer, migrations).await?;
-    let reader = SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options.read_only(true))
-        .await?;
+    let reader = connected(READERS, &options.read_only(true)).await?;
     Ok(Sqlite { writer, reader })
+}
+
+/// A pool with its first connection. Where another process is just making the file, the change to a write-ahead log is
+/// refused at once, whatever the busy timeout says.
+async fn connected(connections: u32, options: &SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    let pool = || SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
+    for _ in 0..CONNECTS {
+        match pool().connect_with(options.clone()).await {
+            Err(error) if is_busy(&error) => back_off().await,
+            result => return result,
+        }
+    }
+    pool().connect_with(options.clone()).await
+}
+
+/// Whether SQLite says SQLITE_BUSY.
+fn is_busy(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("5")
+}
+
+#[expect(clippy::disallowed_methods, reason = "real milliseconds between two tries: about cost, not about meaning")]
+async fn back_off() {
+    tokio::time::sleep(CONNECT_PAUSE.mul_f64(rand::random_range(0.5..1.5))).await;
 }
 
 /// Opens an existing file to read only, for the audit.

@@ -11,9 +11,8 @@ use contracts::{DeliveryId, Stage, SystemClock, Timestamp, events::DeliveryRecor
 use object_store::{ObjectStoreExt, path::Path};
 
 use super::{
-    Table, parquet_file,
+    Location, Table, parquet_file,
     parquet_file::text_column,
-    parse_url,
     schema::{DELIVERY_ID, FINISHED_AT, RECORD, TableKind},
 };
 use crate::domain::Key;
@@ -91,7 +90,7 @@ pub async fn scan_positions_keys(lake_url: &str) -> anyhow::Result<PositionKeys>
 }
 
 async fn scan(url: &str, kind: TableKind, columns: &[&str]) -> anyhow::Result<Vec<(NaiveDate, RecordBatch)>> {
-    let Some(table) = Table::existing(kind, &parse_url(url)?, Arc::new(SystemClock)).await? else {
+    let Some(table) = Table::existing(kind, &Location::open(url)?, Arc::new(SystemClock)).await? else {
         return Ok(Vec::new());
     };
     let mut batches = Vec::new();

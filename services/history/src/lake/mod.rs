@@ -8,6 +8,7 @@ mod keys;
 mod parquet_file;
 mod reader;
 mod schema;
+mod stores;
 mod table;
 mod vacuum;
 mod writer;
@@ -15,16 +16,16 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use contracts::Clock;
-use url::Url;
 
 pub use audit::{AuditRow, PositionKeys, scan_deliveries, scan_positions_keys};
 pub(crate) use compaction::{CompactionLimits, compact};
 pub(crate) use keys::KeyCache;
 pub(crate) use reader::{Reader, belongs_to};
 pub(crate) use schema::{Row, TableKind};
+pub(crate) use stores::Location;
 pub(crate) use table::Table;
 pub(crate) use vacuum::vacuum;
 pub(crate) use writer::{Place, Taken, Writer};
@@ -39,8 +40,16 @@ pub(crate) enum LakeError {
     #[error("the lake is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The configured URL names no lake.
-    #[error("'{0}' is not a lake: expected file:///ABSOLUTE/PATH or a path")]
+    #[error("'{0}' is not a lake: expected file:///ABSOLUTE/PATH, a path, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX")]
     Url(String),
+    /// The environment has no credentials for the store.
+    #[error("a lake at {store}:// needs credentials: {variable} is not set")]
+    Credentials {
+        /// The URL's scheme.
+        store: &'static str,
+        /// The environment variable to set.
+        variable: String,
+    },
 }
 
 impl LakeError {
@@ -67,23 +76,6 @@ unavailable_from!(
     serde_json::Error,
 );
 
-/// The lake's URL as one that ends in a slash.
-pub(crate) fn parse_url(text: &str) -> Result<Url, LakeError> {
-    let wrong = || LakeError::Url(text.to_owned());
-    let path = match text.split_once(':') {
-        Some(("file", _)) => {
-            let url = Url::parse(text).map_err(|_| wrong())?;
-            url.to_file_path().map_err(|()| wrong())?
-        }
-        Some((scheme, _)) if scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
-            return Err(wrong());
-        }
-        _ => PathBuf::from(text),
-    };
-    let path = std::path::absolute(path).map_err(|_| wrong())?;
-    Url::from_directory_path(path).map_err(|()| wrong())
-}
-
 /// Both tables.
 #[derive(Clone)]
 pub(crate) struct Lake {
@@ -96,9 +88,9 @@ pub(crate) struct Lake {
 impl Lake {
     /// Opens the lake at `url`, making tables that are not there yet.
     pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Self, LakeError> {
-        let url = parse_url(url)?;
-        let deliveries = Table::open(TableKind::Deliveries, &url, clock.clone()).await?;
-        let positions = Table::open(TableKind::Positions, &url, clock).await?;
+        let location = Location::open(url)?;
+        let deliveries = Table::open(TableKind::Deliveries, &location, clock.clone()).await?;
+        let positions = Table::open(TableKind::Positions, &location, clock).await?;
         Ok(Self { deliveries: Arc::new(deliveries), positions: Arc::new(positions) })
     }
 }

@@ -16,18 +16,16 @@ use deltalake_core::{
         Action, Add, Remove, Transaction, Version,
         transaction::{CommitBuilder, CommitProperties, TransactionError},
     },
-    logstore::{LogStoreRef, StorageConfig, get_actions, logstore_with},
+    logstore::{LogStoreRef, get_actions},
     operations::create::CreateBuilder,
     protocol::{DeltaOperation, SaveMode, checkpoints},
 };
 use object_store::ObjectStore;
 use tokio::sync::{Mutex, MutexGuard};
-use url::Url;
 use uuid::Uuid;
 
 use super::{
-    LakeError,
-    durable::DurableFileSystem,
+    LakeError, Location,
     files::{DataFile, View},
     schema::{DATE, TableKind},
 };
@@ -89,9 +87,9 @@ pub(crate) struct LockedTable<'a> {
 }
 
 impl Table {
-    /// Opens the table below the lake's URL, making it where there is none.
-    pub(crate) async fn open(kind: TableKind, lake: &Url, clock: Arc<dyn Clock>) -> Result<Self, LakeError> {
-        let log = log_store(kind, lake)?;
+    /// Opens the table of the lake at a place, making it where there is none.
+    pub(crate) async fn open(kind: TableKind, lake: &Location, clock: Arc<dyn Clock>) -> Result<Self, LakeError> {
+        let log = lake.log_store(kind)?;
         if !log.is_delta_table_location().await? {
             let created = CreateBuilder::new()
                 .with_log_store(log.clone())
@@ -113,13 +111,13 @@ impl Table {
         Self::load(kind, log, clock).await
     }
 
-    /// Opens the table below the lake's URL; `None` where there is none.
+    /// Opens the table of the lake at a place; `None` where there is none.
     pub(crate) async fn existing(
         kind: TableKind,
-        lake: &Url,
+        lake: &Location,
         clock: Arc<dyn Clock>,
     ) -> Result<Option<Self>, LakeError> {
-        let log = log_store(kind, lake)?;
+        let log = lake.log_store(kind)?;
         if !log.is_delta_table_location().await? {
             return Ok(None);
         }
@@ -312,15 +310,6 @@ impl LockedTable<'_> {
         self.table.publish(view);
         Ok(version)
     }
-}
-
-fn log_store(kind: TableKind, lake: &Url) -> Result<LogStoreRef, LakeError> {
-    let location = lake.join(&format!("{}/", kind.name())).map_err(LakeError::unavailable)?;
-    let root: Arc<dyn ObjectStore> = match lake.scheme() {
-        "file" => Arc::new(DurableFileSystem::new()),
-        _ => return Err(LakeError::Url(lake.to_string())),
-    };
-    Ok(logstore_with(root, &location, StorageConfig::default())?)
 }
 
 async fn load_view(

@@ -55,6 +55,10 @@ impl Topic {
     }
 }
 
+/// The type of an event whose record in the log was no CloudEvent. No topic knows it: it is at fault, and never merely
+/// unknown, so that it goes to the dead letters instead of being passed over.
+pub const UNDECODABLE: &str = "Undecodable";
+
 /// An event as it crosses the log: the attributes of a CloudEvent and its data, not yet interpreted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CloudEvent {
@@ -142,6 +146,10 @@ impl<D: EventData> Event<D> {
 
     /// Reads an event; `None` for a kind that this version does not know, which a reader skips.
     pub fn decode(event: &CloudEvent) -> Result<Option<Self>, DecodeError> {
+        if event.kind == UNDECODABLE {
+            let source = serde::de::Error::custom("its record is no CloudEvent");
+            return Err(DecodeError { kind: event.kind.clone(), source });
+        }
         let Some(kind) = D::Kind::parse(&event.kind) else { return Ok(None) };
         let data =
             serde_json::from_slice(&event.data).map_err(|source| DecodeError { kind: event.kind.clone(), source })?;

@@ -1,116 +1,109 @@
-//! Kafka as the event log: topics made when they are first named, an idempotent producer, consumer groups.
+//! The event log on Kafka: one topic each, consumer groups, and a producer whose answers come from all in-sync replicas.
 //!
-//! What `publish` answered is on every in-sync replica. Durability is the brokers': a production cluster has
-//! `default.replication.factor=3` and `min.insync.replicas=2`, a single broker must flush every message.
+//! How safe an answer is, is the cluster's to say: with replication 3 and `min.insync.replicas` 2 it outlives any one
+//! broker; a single broker must sync every append (`log.flush.interval.messages=1`).
+//!
+//! Invariants:
+//! - a key's partition is ours to say ([`part_of`](crate::keys::part_of)), so topics have [`PARTITIONS`] partitions or
+//!   are refused;
+//! - nothing waits for the cluster on a thread of the runtime;
+//! - a group has a committed offset for every partition from its joining on, so its lag counts from there.
 
-mod lag;
+mod groups;
 mod member;
 mod names;
 mod producer;
 mod record;
+mod subscription;
 mod topics;
 
-use std::time::{Duration, Instant};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use contracts::events::{CloudEvent, Topic};
-use rdkafka::{
-    consumer::{BaseConsumer, Consumer},
-    error::{KafkaError, RDKafkaErrorCode},
-};
+use rdkafka::{ClientConfig, error::KafkaError};
 
-use self::{lag::Lags, member::Member, names::Names, producer::Producer, topics::Topics};
+pub use self::topics::RETENTION;
+use self::{groups::Groups, names::Names, producer::Producer, subscription::KafkaSubscription, topics::Topics};
 use crate::{EventLog, GroupLag, LogError, Subscription};
+#[cfg(doc)]
+use contracts::events::PARTITIONS;
+
+/// How long the cluster may think about a question: a partition finds a new leader in a few seconds, and a caller that
+/// waits for longer had better be told.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// An event log on a Kafka cluster.
 pub struct KafkaLog {
     brokers: String,
     names: Names,
     producer: Producer,
-    topics: Topics,
-    lags: Lags,
+    topics: Arc<Topics>,
+    groups: Arc<Groups>,
 }
 
 impl KafkaLog {
-    /// Connects to `HOST:PORT[,HOST:PORT][/PREFIX]` and makes the topics that are missing. With a prefix, all topics and
-    /// groups bear it, so that several logs share a cluster.
-    pub async fn open(place: &str) -> Result<Self, LogError> {
-        let place = place.trim_start_matches("//");
-        let (brokers, prefix) = place.split_once('/').unwrap_or((place, ""));
-        let names = Names::new(prefix.trim_end_matches('/'));
-        let log = Self {
+    /// Opens the log at `HOST:PORT[,HOST:PORT][/TOPIC_PREFIX]`, and makes the topics that services publish to. All
+    /// topics and groups are called `TOPIC_PREFIX.NAME` on the cluster.
+    pub async fn open(address: &str) -> Result<Self, LogError> {
+        let (brokers, names) = names::parse(address)?;
+        let topics = Arc::new(Topics::new(brokers, names.clone())?);
+        topics.ensure(Topic::ALL.map(Topic::name)).await?;
+        Ok(Self {
             brokers: brokers.to_owned(),
             producer: Producer::new(brokers, names.clone())?,
-            topics: Topics::new(brokers, names.clone())?,
-            lags: Lags::new(brokers, names.clone())?,
+            groups: Arc::new(Groups::new(brokers, names.clone())?),
             names,
-        };
-        log.topics.ensure(Topic::ALL.iter().map(|topic| topic.name())).await?;
-        Ok(log)
+            topics,
+        })
     }
 }
 
 #[async_trait]
 impl EventLog for KafkaLog {
     async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError> {
-        self.topics.ensure(events.iter().map(|event| event.topic.as_str())).await?;
+        self.topics.ensure(events.iter().map(|event| &*event.topic)).await?;
         self.producer.publish(events).await
     }
 
     async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError> {
-        self.topics.ensure(topics.iter().copied()).await?;
-        self.lags.begin(group, topics).await?;
-        Ok(Box::new(Member::join(&self.brokers, self.names.clone(), group, topics).await?))
+        let joined = KafkaSubscription::join(&self.brokers, &self.names, &self.topics, group, topics).await?;
+        Ok(Box::new(joined))
     }
 
     async fn lag(&self) -> Result<Vec<GroupLag>, LogError> {
-        self.lags.read().await
+        self.groups.lag().await
     }
 
     async fn topic_id(&self, topic: &str) -> Result<String, LogError> {
-        self.topics.ensure([topic].into_iter()).await?;
-        self.topics.id(topic, &self.producer).await
+        self.topics.id(topic).await
     }
 }
 
-/// How long a partition that has just been made may take until all brokers know who leads it.
-const SETTLE: Duration = Duration::from_secs(10);
-
-/// The pause before the brokers are asked again about it.
-const SETTLE_PAUSE: Duration = Duration::from_millis(50);
-
-/// The first and the next offset of a partition. Blocks. One that has just been made is asked for until it is known.
-fn watermarks(client: &BaseConsumer, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
-    let until = Instant::now() + SETTLE;
-    loop {
-        match client.fetch_watermarks(topic, partition, SETTLE) {
-            Err(error) if is_settling(&error) && Instant::now() < until => pause(),
-            result => return result,
-        }
-    }
+/// What every client of the cluster has in common.
+fn client(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("client.id", "drone-delivery")
+        // Topics are made by us, with their partitions.
+        .set("allow.auto.create.topics", "false")
+        // A broker that comes back is found within seconds.
+        .set("reconnect.backoff.max.ms", "2000");
+    config
 }
 
-fn is_settling(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::UnknownPartition
-                | RDKafkaErrorCode::UnknownTopic
-                | RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::NotLeaderForPartition
-                | RDKafkaErrorCode::LeaderNotAvailable
-        )
-    )
-}
-
-#[expect(clippy::disallowed_methods, reason = "only ever on a thread for blocking work")]
-fn pause() {
-    std::thread::sleep(SETTLE_PAUSE);
-}
-
-/// Does work that blocks, off the runtime's workers.
+/// Asks the cluster where waiting is allowed.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+    question: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
 ) -> Result<T, LogError> {
-    tokio::task::spawn_blocking(work).await.map_err(LogError::unavailable)?
+    tokio::task::spawn_blocking(question).await.map_err(LogError::unavailable)?.map_err(LogError::unavailable)
+}
+
+/// Lets go of something whose end waits for the cluster. The runtime waits for it when it ends.
+fn end(last: impl FnOnce() + Send + 'static) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(last)),
+        Err(_) => last(),
+    }
 }

@@ -1,14 +1,14 @@
 //! A CloudEvent as a Kafka record, in binary mode: its attributes are headers, its data the payload.
 
-use contracts::{Timestamp, events::CloudEvent};
+use contracts::{
+    Timestamp,
+    events::{CloudEvent, UNDECODABLE},
+};
 use rdkafka::{
     Message,
     message::{Header, Headers, OwnedHeaders},
 };
 use uuid::Uuid;
-
-use super::names::Names;
-use crate::UNDECODABLE;
 
 const ID: &str = "ce_id";
 const KIND: &str = "ce_type";
@@ -34,19 +34,15 @@ pub(super) fn headers(event: &CloudEvent) -> OwnedHeaders {
         .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
 }
 
-/// The event of a record. What is no CloudEvent comes as [`UNDECODABLE`], with the data that it has.
-pub(super) fn event(record: &impl Message, names: &Names) -> CloudEvent {
-    decoded(record, names).unwrap_or_else(|| {
-        tracing::error!(
-            topic = record.topic(),
-            partition = record.partition(),
-            offset = record.offset(),
-            "a record is no CloudEvent"
-        );
+/// The event of a record of a topic that we call `topic`. What is no CloudEvent comes as [`UNDECODABLE`], with the data
+/// that it has.
+pub(super) fn event(record: &impl Message, topic: &str) -> CloudEvent {
+    decoded(record, topic).unwrap_or_else(|| {
+        tracing::error!(topic, partition = record.partition(), offset = record.offset(), "a record is no CloudEvent");
         CloudEvent {
             // The same id whenever it is read.
             id: Uuid::from_u64_pair(u64::from(record.partition().unsigned_abs()), record.offset().unsigned_abs()),
-            topic: names.short(record.topic()).to_owned(),
+            topic: topic.to_owned(),
             key: String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned(),
             kind: UNDECODABLE.to_owned(),
             source: String::new(),
@@ -57,7 +53,7 @@ pub(super) fn event(record: &impl Message, names: &Names) -> CloudEvent {
     })
 }
 
-fn decoded(record: &impl Message, names: &Names) -> Option<CloudEvent> {
+fn decoded(record: &impl Message, topic: &str) -> Option<CloudEvent> {
     let headers = record.headers()?;
     let text = |name: &str| {
         let header = headers.iter().find(|header| header.key == name)?;
@@ -65,7 +61,7 @@ fn decoded(record: &impl Message, names: &Names) -> Option<CloudEvent> {
     };
     Some(CloudEvent {
         id: text(ID)?.parse().ok()?,
-        topic: names.short(record.topic()).to_owned(),
+        topic: topic.to_owned(),
         key: String::from_utf8(record.key()?.to_vec()).ok()?,
         kind: text(KIND)?,
         source: text(SOURCE)?,

@@ -1,158 +1,170 @@
-//! The topics of the log: made when they are first named, each with an id of its own.
+//! The topics of a system on Kafka: made with their fixed partitions and a retention, and told apart from namesakes.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Mutex, PoisonError},
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use contracts::events::{CloudEvent, PARTITIONS};
+use contracts::events::PARTITIONS;
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
-    error::RDKafkaErrorCode,
+    error::{KafkaError, RDKafkaErrorCode},
 };
-use uuid::Uuid;
 
-use super::{blocking, names::Names, producer::Producer, record, watermarks};
-use crate::{LogError, dead_letters::TOPIC_SUFFIX, embedded::RETENTION};
+use super::{ANSWER, blocking, client, names::Names};
+use crate::{LogError, dead_letters::TOPIC_SUFFIX};
 
-/// How long the brokers may take to make topics, and to answer about them.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a topic keeps its records: a new group finds that much, and a group that was away for longer loses what it
+/// missed. A week: nobody overlooks a consumer that stands still for that long.
+pub const RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Keeps the id of every topic, by its name; compacted, so that it stays small and nothing of it expires.
-const IDS: &str = "log.topics";
+/// A letter waits for its redrive for ever.
+const KEPT_FOR_EVER: &str = "-1";
 
-/// How a topic is made.
-enum Kind {
-    /// Events, for as long as the retention says.
-    Events,
-    /// Dead letters wait for a redrive, however long.
-    DeadLetters,
-    /// [`IDS`].
-    Ids,
-}
+/// The setting that holds a topic's own id, drawn when it is made and gone with it. Kafka has an id of its own for each
+/// topic, but the client library does not tell it. This setting bounds how late a topic is compacted; ours never are, so
+/// that its value means nothing to the cluster.
+const ID_SETTING: &str = "max.compaction.lag.ms";
 
-impl Kind {
-    fn of(topic: &str) -> Self {
-        match topic {
-            IDS => Self::Ids,
-            _ if topic.ends_with(TOPIC_SUFFIX) => Self::DeadLetters,
-            _ => Self::Events,
-        }
-    }
-}
+/// The least of these ids: a setting that somebody made in earnest, in milliseconds, is not taken for one.
+const LEAST_ID: u64 = 1 << 53;
 
-/// Partitions of a topic.
-pub(super) fn partitions(topic: &str) -> u32 {
-    match Kind::of(topic) {
-        Kind::Ids => 1,
-        Kind::Events | Kind::DeadLetters => PARTITIONS,
-    }
-}
+/// How often to ask whether a new topic is there: it takes tens of milliseconds.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Makes topics and knows their ids.
+/// How often at most: ten seconds in all, in which a cluster finds a leader for each partition.
+const LOOKS: u32 = 200;
+
+/// Makes topics and knows which are there.
 pub(super) struct Topics {
-    brokers: String,
+    admin: Arc<AdminClient<DefaultClientContext>>,
     names: Names,
-    admin: AdminClient<DefaultClientContext>,
-    /// Those that are known to be there.
+    /// Our names of topics that were seen to be as they should.
     known: Mutex<BTreeSet<String>>,
 }
 
 impl Topics {
     pub(super) fn new(brokers: &str, names: Names) -> Result<Self, LogError> {
-        let admin = ClientConfig::new().set("bootstrap.servers", brokers).create().map_err(LogError::unavailable)?;
-        Ok(Self { brokers: brokers.to_owned(), names, admin, known: Mutex::default() })
+        let admin = Arc::new(client(brokers).create().map_err(LogError::unavailable)?);
+        Ok(Self { admin, names, known: Mutex::default() })
     }
 
-    /// Makes those of the topics that are not there yet. Replication is the brokers' default.
-    pub(super) async fn ensure(&self, topics: impl Iterator<Item = &str>) -> Result<(), LogError> {
-        let missing: BTreeSet<String> = {
+    /// Makes those that are not there.
+    pub(super) async fn ensure<'a>(&self, topics: impl IntoIterator<Item = &'a str>) -> Result<(), LogError> {
+        let missing: BTreeSet<&str> = {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            topics.filter(|topic| !known.contains(*topic)).map(str::to_owned).collect()
+            topics.into_iter().filter(|topic| !known.contains(*topic)).collect()
         };
         if missing.is_empty() {
             return Ok(());
         }
-        let retention = RETENTION.num_milliseconds().to_string();
-        let full: Vec<_> = missing.iter().map(|topic| (self.names.full(topic), topic)).collect();
-        let mut new = Vec::with_capacity(full.len());
-        for (name, topic) in &full {
-            let made = NewTopic::new(name, partitions(topic).cast_signed(), TopicReplication::Fixed(-1));
-            new.push(match Kind::of(topic) {
-                Kind::Events => made.set("retention.ms", &retention),
-                Kind::DeadLetters => made.set("retention.ms", "-1"),
-                Kind::Ids => made.set("cleanup.policy", "compact"),
-            });
+        self.create(&missing).await?;
+        for topic in &missing {
+            self.until_ready(topic).await?;
         }
-        let options = AdminOptions::new().operation_timeout(Some(DEADLINE)).request_timeout(Some(DEADLINE));
-        for made in self.admin.create_topics(&new, &options).await.map_err(LogError::unavailable)? {
-            match made {
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((topic, code)) => return Err(LogError::unavailable(format!("{topic} cannot be made: {code}"))),
-            }
-        }
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).extend(missing);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(missing.into_iter().map(str::to_owned));
         Ok(())
     }
 
-    /// The id of a topic that is there: drawn when somebody first asks, and kept in [`IDS`]. Kafka has ids of its own,
-    /// which its client does not show; so a topic that was deleted and made again by hand keeps the id that it had,
-    /// unless its record in [`IDS`] is deleted with it.
-    pub(super) async fn id(&self, topic: &str, producer: &Producer) -> Result<String, LogError> {
-        self.ensure([IDS].into_iter()).await?;
-        if let Some(id) = self.ids().await?.remove(topic) {
-            return Ok(id);
+    /// Looks again the next time: a topic that was there has gone.
+    pub(super) fn forget<'a>(&self, topics: impl IntoIterator<Item = &'a str>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for topic in topics {
+            known.remove(topic);
         }
-        let id = Uuid::from_u128(rand::random());
-        let record = CloudEvent {
-            id,
-            topic: IDS.to_owned(),
-            key: topic.to_owned(),
-            kind: "TopicNamed".to_owned(),
-            source: "messaging".to_owned(),
-            time: contracts::Timestamp::UNIX_EPOCH,
-            traceparent: None,
-            data: Vec::new(),
-        };
-        producer.publish(vec![record]).await?;
-        // Of two that draw at once, the record that came last counts for both.
-        self.ids().await?.remove(topic).ok_or_else(|| LogError::unavailable(format!("{topic} has no id yet")))
     }
 
-    async fn ids(&self) -> Result<HashMap<String, String>, LogError> {
-        let (brokers, names) = (self.brokers.clone(), self.names.clone());
-        blocking(move || read_ids(&brokers, &names)).await
+    async fn create(&self, topics: &BTreeSet<&str>) -> Result<(), LogError> {
+        let retention = RETENTION.as_millis().to_string();
+        let names: Vec<(String, String, &str)> = topics
+            .iter()
+            .map(|topic| {
+                let retention = if topic.ends_with(TOPIC_SUFFIX) { KEPT_FOR_EVER } else { &retention };
+                let id = rand::random_range(LEAST_ID..u64::MAX / 2);
+                (self.names.full(topic), id.to_string(), retention)
+            })
+            .collect();
+        let new: Vec<NewTopic<'_>> = names
+            .iter()
+            .map(|(name, id, retention)| {
+                // As many replicas as the cluster's owner has set: three, where there are brokers for them.
+                NewTopic::new(name, PARTITIONS.cast_signed(), TopicReplication::Fixed(-1))
+                    .set("cleanup.policy", "delete")
+                    .set("retention.ms", retention)
+                    .set(ID_SETTING, id)
+            })
+            .collect();
+        let options = AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER));
+        for made in self.admin.create_topics(&new, &options).await.map_err(LogError::unavailable)? {
+            match made {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => {
+                    return Err(LogError::unavailable(format!("the topic '{topic}' could not be made: {code}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn until_ready(&self, topic: &str) -> Result<(), LogError> {
+        let full = self.names.full(topic);
+        let mut again = tokio::time::interval(LOOK_AGAIN);
+        for _ in 0..LOOKS {
+            again.tick().await;
+            let (admin, name) = (self.admin.clone(), full.clone());
+            let found = blocking(move || partitions(&admin, &name)).await?;
+            match found {
+                Some(PARTITIONS) => return Ok(()),
+                Some(other) => {
+                    return Err(LogError::unavailable(format!(
+                        "the topic '{full}' has {other} partitions and must have {PARTITIONS}: make it anew"
+                    )));
+                }
+                None => {}
+            }
+        }
+        Err(LogError::unavailable(format!("the topic '{full}' has no leaders")))
+    }
+
+    /// The topic's own id. One that was made by hand, without [`ID_SETTING`], has only its name and its cluster's id: if
+    /// it is deleted and made again, it cannot be told from the old one.
+    pub(super) async fn id(&self, topic: &str) -> Result<String, LogError> {
+        self.ensure([topic]).await?;
+        let full = self.names.full(topic);
+        let options = AdminOptions::new().request_timeout(Some(ANSWER));
+        let resource = ResourceSpecifier::Topic(&full);
+        let described = self.admin.describe_configs([&resource], &options).await;
+        let described = described.map_err(LogError::unavailable)?.into_iter().next();
+        let settings = match described {
+            Some(Ok(settings)) => settings,
+            Some(Err(code)) => {
+                self.forget([topic]);
+                return Err(LogError::unavailable(KafkaError::AdminOp(code)));
+            }
+            None => return Err(LogError::unavailable(format!("no settings of the topic '{full}'"))),
+        };
+        let set = settings.get(ID_SETTING).filter(|entry| entry.source == ConfigSource::DynamicTopic);
+        let id = set.and_then(|entry| entry.value.as_ref()?.parse::<u64>().ok()).filter(|id| *id >= LEAST_ID);
+        if let Some(id) = id {
+            return Ok(format!("{id:016x}"));
+        }
+        let admin = self.admin.clone();
+        let cluster = blocking(move || Ok(admin.inner().fetch_cluster_id(ANSWER))).await?;
+        match cluster {
+            Some(cluster) => Ok(format!("{cluster}.{full}")),
+            None => Err(LogError::unavailable("the cluster does not tell its id")),
+        }
     }
 }
 
-/// Reads all of [`IDS`].
-fn read_ids(brokers: &str, names: &Names) -> Result<HashMap<String, String>, LogError> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        // A consumer must name a group, though it joins none and commits nothing.
-        .set("group.id", names.full("log.topics"))
-        .set("enable.auto.commit", "false")
-        .create()
-        .map_err(LogError::unavailable)?;
-    let topic = names.full(IDS);
-    let (begin, end) = watermarks(&consumer, &topic, 0).map_err(LogError::unavailable)?;
-    let mut ids = HashMap::new();
-    let mut from = TopicPartitionList::new();
-    from.add_partition_offset(&topic, 0, Offset::Offset(begin)).map_err(LogError::unavailable)?;
-    consumer.assign(&from).map_err(LogError::unavailable)?;
-    let mut next = begin;
-    while next < end {
-        let Some(read) = consumer.poll(DEADLINE) else {
-            return Err(LogError::unavailable("the topics' ids are missing"));
-        };
-        let read = read.map_err(LogError::unavailable)?;
-        next = read.offset() + 1;
-        let event = record::event(&read, names);
-        ids.insert(event.key, event.id.to_string());
-    }
-    Ok(ids)
+/// How many partitions a topic has; none as long as one of them cannot be used.
+fn partitions(admin: &AdminClient<DefaultClientContext>, topic: &str) -> Result<Option<u32>, KafkaError> {
+    let metadata = admin.inner().fetch_metadata(Some(topic), ANSWER)?;
+    let Some(topic) = metadata.topics().first().filter(|topic| topic.error().is_none()) else { return Ok(None) };
+    let leaders = topic.partitions().iter().filter(|partition| partition.leader() >= 0).count();
+    let all = topic.partitions().len();
+    Ok((all > 0 && leaders == all).then(|| u32::try_from(all).unwrap_or(u32::MAX)))
 }

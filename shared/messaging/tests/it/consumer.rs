@@ -8,21 +8,20 @@ use std::{
 use async_trait::async_trait;
 use contracts::{
     SystemClock,
-    events::{CloudEvent, Topic},
+    events::{CloudEvent, Topic, UNDECODABLE},
 };
 use messaging::{Consumer, Delivered, EventLog, HandleError, Handler, dead_letters};
 use testkit::until;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::log_contract::{Subject, event, number, read};
+use crate::{
+    engine::{Subject, on_every_log},
+    log_contract::{event, number, read},
+};
 
 const GROUP: &str = "fleet";
 const EVENTS: Topic = Topic::Fleet;
-
-async fn subject() -> Subject {
-    Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await
-}
 
 fn fleet_event(key: &str, number: u64) -> CloudEvent {
     event(EVENTS.name(), key, number)
@@ -131,9 +130,17 @@ async fn until_waiting(log: &dyn EventLog, letters: u64) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_nobody_up() {
-    let subject = subject().await;
+on_every_log! {
+    an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_nobody_up
+    a_record_that_is_no_event_goes_to_the_dead_letters_as_it_was_and_no_handler_sees_it
+    a_fault_that_passes_makes_no_dead_letter
+    a_redrive_publishes_exactly_the_waiting_letters_again
+    a_redrive_that_somebody_watches_still_takes_each_letter_once
+    an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order
+    what_was_not_committed_is_handled_again_by_the_next_one
+}
+
+async fn an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_nobody_up(subject: Subject) {
     let recorder = Recorder::with(&[(2, Mood::AtFaultUntil(u32::MAX))]);
     let bad = fleet_event("key", 2);
     subject.log.publish(vec![fleet_event("key", 1), bad.clone(), fleet_event("key", 3)]).await.unwrap();
@@ -153,9 +160,24 @@ async fn an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fault_that_passes_makes_no_dead_letter() {
-    let subject = subject().await;
+async fn a_record_that_is_no_event_goes_to_the_dead_letters_as_it_was_and_no_handler_sees_it(subject: Subject) {
+    let recorder = Recorder::default();
+    let odd = CloudEvent { kind: UNDECODABLE.to_owned(), data: vec![0, 159, 146, 150], ..fleet_event("key", 2) };
+    subject.log.publish(vec![fleet_event("key", 1), odd.clone(), fleet_event("key", 3)]).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until_waiting(&*subject.log, 1).await;
+    until_caught_up(&*subject.log).await;
+    assert_eq!((recorder.tries(2), recorder.effect("key")), (0, Some(3)));
+    let mut watcher = subject.log.subscribe("watcher", &[EVENTS.name()]).await.unwrap();
+    read(&mut *watcher, 3, 10).await;
+    assert_eq!(dead_letters::redrive(&*subject.log, GROUP).await.unwrap(), 1);
+    assert_eq!(*read(&mut *watcher, 1, 10).await[0].event, odd);
+    // Still none: it comes back.
+    until_waiting(&*subject.log, 1).await;
+    running.stop().await;
+}
+
+async fn a_fault_that_passes_makes_no_dead_letter(subject: Subject) {
     let recorder = Recorder::with(&[(1, Mood::AtFaultUntil(3))]);
     subject.log.publish(vec![fleet_event("key", 1)]).await.unwrap();
     let running = Running::start(&subject.log, &recorder);
@@ -165,9 +187,7 @@ async fn a_fault_that_passes_makes_no_dead_letter() {
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redrive_publishes_exactly_the_waiting_letters_again() {
-    let subject = subject().await;
+async fn a_redrive_publishes_exactly_the_waiting_letters_again(subject: Subject) {
     let at_fault: Vec<u64> = (0..25).collect();
     let moods: Vec<_> = at_fault.iter().map(|number| (*number, Mood::AtFaultUntil(u32::MAX))).collect();
     let recorder = Recorder::with(&moods);
@@ -200,9 +220,7 @@ async fn a_redrive_publishes_exactly_the_waiting_letters_again() {
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redrive_that_somebody_watches_still_takes_each_letter_once() {
-    let subject = subject().await;
+async fn a_redrive_that_somebody_watches_still_takes_each_letter_once(subject: Subject) {
     let moods: Vec<_> = (0..40).map(|number| (number, Mood::AtFaultUntil(u32::MAX))).collect();
     let recorder = Recorder::with(&moods);
     let events: Vec<_> = (0..40).map(|number| fleet_event(&format!("key-{number}"), number)).collect();
@@ -225,9 +243,7 @@ async fn a_redrive_that_somebody_watches_still_takes_each_letter_once() {
     assert_eq!((redriven, dead_letters::waiting(&*subject.log, GROUP).await.unwrap()), (40, 0));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order() {
-    let subject = subject().await;
+async fn an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order(subject: Subject) {
     let recorder = Recorder::with(&[(1, Mood::AwayUntil(6))]);
     let events = vec![fleet_event("key", 1), fleet_event("key", 2), fleet_event("key", 3)];
     subject.log.publish(events).await.unwrap();
@@ -241,9 +257,7 @@ async fn an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_or
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_not_committed_is_handled_again_by_the_next_one() {
-    let subject = subject().await;
+async fn what_was_not_committed_is_handled_again_by_the_next_one(subject: Subject) {
     let recorder = Recorder::with(&[(1, Mood::AwayUntil(u32::MAX))]);
     subject.log.publish(vec![fleet_event("key", 0), fleet_event("key", 1)]).await.unwrap();
     let running = Running::start(&subject.log, &recorder);

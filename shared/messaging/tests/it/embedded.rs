@@ -1,4 +1,4 @@
-//! The embedded log: the contract of every log, its own retention, and who may have its file.
+//! The embedded log: its own retention, and who may have its file.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -16,26 +16,13 @@ use messaging::{consumer::next_offsets, dead_letters, embedded::RETENTION, outbo
 use testkit::until;
 use uuid::Uuid;
 
-use crate::log_contract::{Subject, TOPIC, event, log_contract, number, read};
+use crate::{
+    engine::{Subject, embedded},
+    log_contract::{TOPIC, event, number, read},
+};
 
 async fn subject() -> Subject {
-    Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await
-}
-
-mod on_embedded {
-    use super::{Subject, log_contract};
-
-    async fn subject() -> Option<Subject> {
-        Some(super::subject().await)
-    }
-
-    log_contract!(subject);
-
-    // Not of every log: Kafka's client takes a partition's records as they were fetched, thousands at a time.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_busy_partition_does_not_hold_up_the_others() {
-        crate::log_contract::a_busy_partition_does_not_hold_up_the_others(super::subject().await).await;
-    }
+    Subject::open(embedded).await
 }
 
 /// Nobody listens to it: what is in it goes with the first round of the janitor after the retention.

@@ -4,6 +4,7 @@
 
 mod consumer;
 mod embedded;
+mod engine;
 mod kafka;
 mod log_contract;
 mod outbox;

@@ -1,6 +1,34 @@
 //! The lake's promises: every row exactly once, in its own date, whatever is killed, doubled or paused.
 
+/// Makes each of these functions a test of its own on every kind of store: it gets an empty lake there.
+macro_rules! on_each_store {
+    ($($test:ident),+ $(,)?) => {
+        on_each_store!(@on_embedded Embedded: $($test)+);
+        on_each_store!(@on_s3 S3: $($test)+);
+        on_each_store!(@on_azure Azure: $($test)+);
+    };
+    (@$module:ident $engine:ident: $($test:ident)+) => {
+        mod $module {
+            $(
+                // Several workers, as in the service: a client's connections belong to the runtime that made them.
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    let bench = crate::lake::tests::Bench::new(crate::lake::tests::Engine::$engine).await;
+                    if let Some(bench) = bench {
+                        let place = bench.location();
+                        super::$test(bench).await;
+                        crate::lake::tests::remove(&place).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
 mod exactly_once;
+mod losing;
+mod lost_answers;
+
 mod queries;
 mod upkeep;
 
@@ -10,39 +38,60 @@ use contracts::{
     Clock, DeliveryId, Timestamp,
     events::{DeliveryRecord, Topic},
 };
+use futures::{StreamExt, TryStreamExt};
 use messaging::{EventLog, Subscription};
+use object_store::ObjectStore;
 
-use super::{AuditRow, KeyCache, Place, Table, TableKind, Taken, Writer, parse_url, scan_deliveries};
+use super::{AuditRow, KeyCache, Location, Place, Table, TableKind, Taken, Writer, scan_deliveries};
 use crate::{
     domain::DeliveryRow,
     fixtures::{StillClock, at, delivery_event, finished},
 };
 
-/// A lake and a log in a folder of their own.
+/// Where a test's lake is.
+#[derive(Clone, Copy)]
+enum Engine {
+    Embedded,
+    S3,
+    Azure,
+}
+
+/// A lake of one's own, and a log in a folder.
 struct Bench {
-    folder: tempfile::TempDir,
+    lake: String,
     clock: Arc<StillClock>,
     log: Arc<dyn EventLog>,
+    _folder: tempfile::TempDir,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    /// An empty lake; none where there is no such store.
+    async fn new(engine: Engine) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
+        let below = |url| format!("{url}/{}", testkit::real::unique("lake"));
+        let lake = match engine {
+            Engine::Embedded => folder.path().join("lake").display().to_string(),
+            Engine::S3 => below(testkit::real::url("TEST_S3_URL")?),
+            Engine::Azure => below(testkit::real::url("TEST_AZURE_URL")?),
+        };
         let clock = Arc::new(StillClock::new(at(1, 0)));
         let path = format!("embedded:{}", folder.path().join("log.db").display());
         let log = messaging::open(&path, clock.clone()).await.unwrap();
-        Self { folder, clock, log }
+        Some(Self { lake, clock, log, _folder: folder })
     }
 
-    fn lake(&self) -> String {
-        self.folder.path().join("lake").display().to_string()
+    fn location(&self) -> Location {
+        Location::open(&self.lake).unwrap()
     }
 
     /// The deliveries table, as another process opens it.
     async fn table(&self) -> Arc<Table> {
+        self.table_at(&self.location()).await
+    }
+
+    async fn table_at(&self, lake: &Location) -> Arc<Table> {
         let clock: Arc<dyn Clock> = self.clock.clone();
-        let url = parse_url(&self.lake()).unwrap();
-        Arc::new(Table::open(TableKind::Deliveries, &url, clock).await.unwrap())
+        Arc::new(Table::open(TableKind::Deliveries, lake, clock).await.unwrap())
     }
 
     /// A writer of another process.
@@ -86,7 +135,7 @@ impl Bench {
 
     /// Every row of the lake.
     async fn rows(&self) -> Vec<AuditRow> {
-        scan_deliveries(&self.lake()).await.unwrap()
+        scan_deliveries(&self.lake).await.unwrap()
     }
 
     /// Fails unless the lake holds exactly these deliveries, each once, each in its date.
@@ -99,6 +148,15 @@ impl Bench {
         }
         let wanted: BTreeMap<DeliveryId, usize> = expected.iter().map(|record| (record.delivery_id, 1)).collect();
         assert_eq!(counts, wanted);
+    }
+}
+
+/// Removes a lake whose test has passed: a store in memory would keep it.
+async fn remove(place: &Location) {
+    for kind in [TableKind::Deliveries, TableKind::Positions] {
+        let store = place.log_store(kind).unwrap().object_store(None);
+        let paths = store.list(None).map_ok(|meta| meta.location).boxed();
+        store.delete_stream(paths).try_collect::<Vec<_>>().await.unwrap();
     }
 }
 

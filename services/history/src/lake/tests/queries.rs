@@ -10,6 +10,17 @@ use crate::{
     lake::{CompactionLimits, KeyCache, Reader, Table, Writer, compact},
 };
 
+on_each_store! {
+    pages_follow_each_other_newest_first_without_gap_or_overlap,
+    a_range_of_times_begins_with_from_and_ends_before_to,
+    one_delivery_is_found_whole,
+    a_delivery_that_took_over_midnight_is_found,
+    a_delivery_that_ended_a_week_after_its_request_is_found,
+    the_lake_tells_which_deliveries_it_has,
+    a_reader_sees_what_another_process_commits,
+    a_reader_whose_clock_was_set_back_still_sees_what_is_committed,
+}
+
 /// Three days of deliveries in several files, a part of them compacted.
 async fn filled(bench: &Bench) -> (Arc<Table>, Vec<DeliveryRecord>) {
     let (table, cache) = (bench.table().await, Arc::new(KeyCache::default()));
@@ -43,9 +54,7 @@ fn expected(all: &[DeliveryRecord], query: &HistoryQuery) -> Vec<DeliveryId> {
     found.into_iter().map(|(_, id)| id).collect()
 }
 
-#[tokio::test]
-async fn pages_follow_each_other_newest_first_without_gap_or_overlap() {
-    let bench = Bench::new().await;
+async fn pages_follow_each_other_newest_first_without_gap_or_overlap(bench: Bench) {
     let (table, all) = filled(&bench).await;
     let reader = Reader::new(table, forgetful());
     for limit in [7, 20, 100] {
@@ -62,9 +71,7 @@ async fn pages_follow_each_other_newest_first_without_gap_or_overlap() {
     }
 }
 
-#[tokio::test]
-async fn a_range_of_times_begins_with_from_and_ends_before_to() {
-    let bench = Bench::new().await;
+async fn a_range_of_times_begins_with_from_and_ends_before_to(bench: Bench) {
     let (table, all) = filled(&bench).await;
     let reader = Reader::new(table, forgetful());
     let edge = all.iter().find(|record| record.customer_id.as_str() == "carol").unwrap().finished_at.unwrap();
@@ -78,9 +85,7 @@ async fn a_range_of_times_begins_with_from_and_ends_before_to() {
     assert!(reader.history(&query("nobody", 10)).await.unwrap().records.is_empty());
 }
 
-#[tokio::test]
-async fn one_delivery_is_found_whole() {
-    let bench = Bench::new().await;
+async fn one_delivery_is_found_whole(bench: Bench) {
     let (table, all) = filled(&bench).await;
     let reader = Reader::new(table, forgetful());
     for record in all.iter().step_by(17) {
@@ -92,9 +97,7 @@ async fn one_delivery_is_found_whole() {
     assert_eq!(reader.delivery(without_a_time).await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn a_delivery_that_took_over_midnight_is_found() {
-    let bench = Bench::new().await;
+async fn a_delivery_that_took_over_midnight_is_found(bench: Bench) {
     let mut record = finished(1, "bob", at(3, 1));
     record.delivery_id = id(1, at(1, 23));
     bench.publish(&[record.clone()]).await;
@@ -105,9 +108,7 @@ async fn a_delivery_that_took_over_midnight_is_found() {
     assert_eq!(reader.delivery(record.delivery_id).await.unwrap(), Some(record));
 }
 
-#[tokio::test]
-async fn a_delivery_that_ended_a_week_after_its_request_is_found() {
-    let bench = Bench::new().await;
+async fn a_delivery_that_ended_a_week_after_its_request_is_found(bench: Bench) {
     let mut late = finished(1, "bob", at(9, 1));
     late.delivery_id = id(1, at(1, 23));
     for (number, records) in [some(30, at(5, 8)), vec![late.clone()], some(30, at(11, 8))].into_iter().enumerate() {
@@ -121,9 +122,7 @@ async fn a_delivery_that_ended_a_week_after_its_request_is_found() {
     assert_eq!(reader.delivery(late.delivery_id).await.unwrap(), Some(late));
 }
 
-#[tokio::test]
-async fn the_lake_tells_which_deliveries_it_has() {
-    let bench = Bench::new().await;
+async fn the_lake_tells_which_deliveries_it_has(bench: Bench) {
     let (table, all) = filled(&bench).await;
     let reader = Reader::new(table, forgetful());
     let mut asked: Vec<DeliveryId> = all.iter().step_by(2).map(|record| record.delivery_id).collect();
@@ -132,9 +131,7 @@ async fn the_lake_tells_which_deliveries_it_has() {
     assert_eq!(reader.contains(&asked).await.unwrap(), known);
 }
 
-#[tokio::test]
-async fn a_reader_sees_what_another_process_commits() {
-    let bench = Bench::new().await;
+async fn a_reader_sees_what_another_process_commits(bench: Bench) {
     let reader = Reader::new(bench.table().await, forgetful());
     let records = some(3, at(1, 8));
     bench.publish(&records).await;
@@ -145,9 +142,7 @@ async fn a_reader_sees_what_another_process_commits() {
     assert_eq!(reader.delivery(records[0].delivery_id).await.unwrap().as_ref(), Some(&records[0]));
 }
 
-#[tokio::test]
-async fn a_reader_whose_clock_was_set_back_still_sees_what_is_committed() {
-    let bench = Bench::new().await;
+async fn a_reader_whose_clock_was_set_back_still_sees_what_is_committed(bench: Bench) {
     let reader = Reader::new(bench.table().await, forgetful());
     bench.clock.advance(chrono::Duration::hours(-1));
     let records = some(3, at(1, 8));
