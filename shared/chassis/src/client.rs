@@ -1,10 +1,7 @@
 //! HTTP clients for other services: kept connections, a deadline on every call, errors that say who was at fault.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,13 +14,13 @@ use contracts::{
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::ApiError;
+use crate::{ApiError, failover::Replicas};
 
 /// How long a peer may take to answer: far above any batch, well below a lease.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(3);
 
 /// How long connecting may take: peers are near.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Idle connections kept per peer: the most calls that are under way at once in a busy system.
 const IDLE_CONNECTIONS: usize = 64;
@@ -93,8 +90,7 @@ impl From<PeerError> for ApiError {
 #[derive(Clone)]
 pub struct Peer {
     name: &'static str,
-    replicas: Arc<[String]>,
-    turn: Arc<AtomicUsize>,
+    replicas: Arc<Replicas>,
     http: reqwest::Client,
     token: Arc<OwnToken>,
 }
@@ -133,7 +129,7 @@ pub fn http_client() -> Result<reqwest::Client, reqwest::Error> {
 
 impl Peer {
     /// A client for the service `name` at `url`, speaking as `service`. `url` may be several, one for each replica, with
-    /// one of [`URL_SEPARATORS`] between them: they take turns.
+    /// one of [`URL_SEPARATORS`] between them: they take turns, and one that cannot be reached is left out for a while.
     pub fn new(
         name: &'static str,
         url: &str,
@@ -142,9 +138,8 @@ impl Peer {
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let token = OwnToken { service, issuer, clock, current: Mutex::new((String::new(), Timestamp::UNIX_EPOCH)) };
-        let urls = url.split(URL_SEPARATORS).map(|url| url.trim().trim_end_matches('/').to_owned());
-        let (replicas, turn) = (urls.collect(), Arc::new(AtomicUsize::new(0)));
-        Ok(Self { name, replicas, turn, http: http_client()?, token: Arc::new(token) })
+        let replicas = Arc::new(Replicas::new(name, url)?);
+        Ok(Self { name, replicas, http: http_client()?, token: Arc::new(token) })
     }
 
     /// The peer's name.
@@ -152,20 +147,21 @@ impl Peer {
         self.name
     }
 
-    /// A request in the name of this service. `path` begins with a slash. No deadline is set yet.
+    /// A request in the name of this service, to be sent by [`Self::send`] or [`Self::fetch`]. `path` begins with a
+    /// slash. No deadline is set yet.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.request_as(&self.token.get(), method, path)
     }
 
     /// A request in the name of a caller.
     pub fn request_as(&self, token: &str, method: Method, path: &str) -> RequestBuilder {
-        let turn = self.turn.fetch_add(1, Relaxed) % self.replicas.len();
-        self.http.request(method, format!("{}{path}", self.replicas[turn])).bearer_auth(token)
+        self.http.request(method, self.replicas.url(path)).bearer_auth(token)
     }
 
-    /// Sends; anything but a success is an error. The deadline covers the answer's head.
+    /// Sends; anything but a success is an error. The deadline covers the answer's head. Where no replica could be reached
+    /// a moment ago, it fails at once.
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, PeerError> {
-        let response = request.send().await.map_err(|error| self.unavailable(error))?;
+        let response = self.replicas.send(request).await.map_err(|error| self.unavailable(error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);

@@ -7,9 +7,11 @@
 
 pub mod api_error;
 pub mod auth;
+mod breaker;
 pub mod client;
 pub mod config;
 pub mod extract;
+mod failover;
 pub mod janitor;
 pub mod node;
 pub mod serve;
