@@ -12,7 +12,7 @@ use rdkafka::{
     producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _},
 };
 
-use super::{names::Names, record, topics::partitions};
+use super::{names::Names, record};
 use crate::{LogError, keys::part_of};
 
 /// How long a record may be under way before its publisher hears that it failed: longer than a partition needs for a new
