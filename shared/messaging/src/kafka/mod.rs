@@ -17,7 +17,7 @@ mod record;
 mod subscription;
 mod topics;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use contracts::events::{CloudEvent, Topic};
@@ -62,8 +62,10 @@ impl KafkaLog {
 #[async_trait]
 impl EventLog for KafkaLog {
     async fn publish(&self, events: Vec<CloudEvent>) -> Result<(), LogError> {
-        self.topics.ensure(events.iter().map(|event| &*event.topic)).await?;
-        self.producer.publish(events).await
+        let topics: BTreeSet<String> = events.iter().map(|event| event.topic.clone()).collect();
+        self.topics.ensure(topics.iter().map(String::as_str)).await?;
+        // One of them may have been deleted: the next call makes it anew.
+        self.producer.publish(events).await.inspect_err(|_| self.topics.forget(topics.iter().map(String::as_str)))
     }
 
     async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError> {

@@ -138,15 +138,17 @@ impl Topics {
         let resource = ResourceSpecifier::Topic(&full);
         let described = self.admin.describe_configs([&resource], &options).await;
         let described = described.map_err(LogError::unavailable)?.into_iter().next();
-        let settings = match described {
-            Some(Ok(settings)) => settings,
-            Some(Err(code)) => {
-                self.forget([topic]);
-                return Err(LogError::unavailable(KafkaError::AdminOp(code)));
-            }
-            None => return Err(LogError::unavailable(format!("no settings of the topic '{full}'"))),
+        // Every topic has the setting, by default if not by us; one without has just been deleted.
+        let entry = match &described {
+            Some(Ok(settings)) => settings.get(ID_SETTING),
+            Some(Err(code)) => return Err(LogError::unavailable(KafkaError::AdminOp(*code))),
+            None => None,
         };
-        let set = settings.get(ID_SETTING).filter(|entry| entry.source == ConfigSource::DynamicTopic);
+        let Some(entry) = entry else {
+            self.forget([topic]);
+            return Err(LogError::unavailable(format!("the topic '{full}' is not there")));
+        };
+        let set = Some(entry).filter(|entry| entry.source == ConfigSource::DynamicTopic);
         let id = set.and_then(|entry| entry.value.as_ref()?.parse::<u64>().ok()).filter(|id| *id >= LEAST_ID);
         if let Some(id) = id {
             return Ok(format!("{id:016x}"));
