@@ -5,4 +5,5 @@
 mod consumer;
 mod embedded;
 mod log_contract;
+mod on_postgres;
 mod outbox;
