@@ -3,11 +3,13 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use contracts::{Clock, Timestamp, events::Topic};
-use messaging::{Delivered, EventLog, LogError, Offset, Subscription, dead_letters::dead_letter, outbox::chain};
+use messaging::{
+    Delivered, EventLog, LogError, Offset, Subscription, UNDECODABLE, dead_letters::dead_letter, outbox::chain,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{RowFault, at_most_after},
+    domain::at_most_after,
     lake::{LakeError, Place, Row, Taken, Writer},
 };
 
@@ -137,9 +139,13 @@ impl<R: Row> Subscriber<R> {
                 }
             }
             let row = match R::from_event(&record.event) {
+                Ok(_) if record.event.kind == UNDECODABLE => {
+                    self.bury(record, "the record is no CloudEvent".to_owned()).await?;
+                    None
+                }
                 Ok(row) => row,
                 Err(fault) => {
-                    self.bury(record, &fault).await?;
+                    self.bury(record, chain(&fault)).await?;
                     None
                 }
             };
@@ -149,8 +155,7 @@ impl<R: Row> Subscriber<R> {
     }
 
     /// Keeps an event at fault where an operator finds it, before its offset is passed.
-    async fn bury(&self, record: &Delivered, fault: &RowFault) -> Result<(), LogError> {
-        let cause = chain(fault);
+    async fn bury(&self, record: &Delivered, cause: String) -> Result<(), LogError> {
         tracing::error!(topic = %record.topic, partition = record.partition, offset = record.offset, cause,
             "an event at fault goes to the dead letters");
         let letter = dead_letter(DEAD_LETTER_GROUP, record, cause, self.clock.as_ref());

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::{
-    Delivered, EventLog, LogError, Offset, Pace, Subscription, abort_point, dead_letters::dead_letter, outbox::chain,
+    Delivered, EventLog, LogError, Offset, Pace, Subscription, UNDECODABLE, abort_point, dead_letters::dead_letter,
+    outbox::chain,
 };
 
 /// Records handled at once: enough for set-based statements, few enough to repeat without regret.
@@ -137,7 +138,10 @@ impl Consumer {
             debug_assert_eq!(results.len(), records.len(), "one result for each record");
             let mut left: Vec<(Delivered, u32)> = Vec::new();
             let mut dead = Vec::new();
-            for ((record, tries), result) in pending.into_iter().zip(results) {
+            for ((record, tries), mut result) in pending.into_iter().zip(results) {
+                if record.event.kind == UNDECODABLE {
+                    result = Err(HandleError::poison("the record is no CloudEvent"));
+                }
                 let waits =
                     left.iter().any(|(first, _)| first.partition == record.partition && first.topic == record.topic);
                 match result {

@@ -106,10 +106,18 @@ pub trait Subscription: Send {
     async fn assignment(&mut self) -> Result<Vec<Offset>, LogError>;
 }
 
-/// Opens the log that a URL names: `embedded:PATH` (a SQLite file).
+/// The type of an event whose record in the log is no CloudEvent: it comes as this, with the data that the record has, so
+/// that it goes to the dead letters instead of stopping the consumer or being lost.
+pub const UNDECODABLE: &str = "Undecodable";
+
+/// Opens the log that a URL names: `embedded:PATH` (a SQLite file) or `kafka://HOST:PORT[,HOST:PORT][/PREFIX]`.
 pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn EventLog>, LogError> {
     match url.split_once(':') {
         Some(("embedded", path)) => Ok(Arc::new(crate::embedded::EmbeddedLog::open(path, clock).await?)),
-        _ => Err(LogError::unavailable(format!("'{url}' is not an event log: expected embedded:PATH"))),
+        Some(("kafka", place)) => Ok(Arc::new(crate::kafka::KafkaLog::open(place).await?)),
+        _ => {
+            let expected = "expected embedded:PATH or kafka://HOST:PORT[,HOST:PORT][/PREFIX]";
+            Err(LogError::unavailable(format!("'{url}' is not an event log: {expected}")))
+        }
     }
 }

@@ -22,7 +22,21 @@ async fn subject() -> Subject {
     Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await
 }
 
-log_contract!(subject);
+mod on_embedded {
+    use super::{Subject, log_contract};
+
+    async fn subject() -> Option<Subject> {
+        Some(super::subject().await)
+    }
+
+    log_contract!(subject);
+
+    // Not of every log: Kafka's client takes a partition's records as they were fetched, thousands at a time.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_busy_partition_does_not_hold_up_the_others() {
+        crate::log_contract::a_busy_partition_does_not_hold_up_the_others(super::subject().await).await;
+    }
+}
 
 /// Nobody listens to it: what is in it goes with the first round of the janitor after the retention.
 const UNHEARD: &str = "unheard.events";

@@ -4,6 +4,7 @@
 
 mod consumer;
 mod embedded;
+mod kafka;
 mod log_contract;
 mod on_postgres;
 mod outbox;
