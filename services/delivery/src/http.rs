@@ -240,16 +240,20 @@ async fn watch_one(
         if let Some(record) = pending {
             return Some((record, (None, watch, ledger)));
         }
-        let record = match watch.next().await {
-            Message::Changed(record) => record,
-            Message::Skipped => {
-                let record = ledger.load(id).await.ok()??.record;
-                watch.note(&record);
-                Arc::new(record)
-            }
-            Message::Closed => return None,
-        };
-        Some((record, (None, watch, ledger)))
+        loop {
+            let record = match watch.next().await {
+                Message::Changed(record) => record,
+                Message::Skipped => {
+                    let record = ledger.load(id).await.ok()??.record;
+                    if !watch.note(&record) {
+                        continue;
+                    }
+                    Arc::new(record)
+                }
+                Message::Closed => return None,
+            };
+            return Some((record, (None, watch, ledger)));
+        }
     });
     let until_over = stream::unfold((Box::pin(records), false), |(mut records, over)| async move {
         if over {

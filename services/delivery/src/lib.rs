@@ -12,6 +12,7 @@
 mod cancel;
 pub mod domain;
 mod driver;
+mod elsewhere;
 mod events;
 mod http;
 mod ledger;
@@ -71,6 +72,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let subscriber = events::Subscriber { ledger: ledger.clone(), driver: driver.clone() };
     let consumer = Consumer { log, clock, group: "delivery", topics: events::TOPICS };
     spawn(&mut tasks, consumer.run(subscriber, shutdown.clone()));
+    spawn(&mut tasks, elsewhere::run(ledger.clone(), shutdown.clone()));
     spawn(&mut tasks, reconcile::run(ledger.clone(), driver.clone(), peers.tracking, shutdown.clone()));
     spawn(&mut tasks, retention::run(ledger.clone(), history, lookup, shutdown.clone()));
 

@@ -1,4 +1,4 @@
-//! Tells watchers in this process of every change that is committed.
+//! Tells watchers in this process of every change that is committed, here or by another process.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,10 +12,17 @@ const BACKLOG: usize = 1_024;
 /// at worst a change is told twice.
 const MAX_SEEN: usize = 4_096;
 
-/// The committed changes of this process.
+/// The committed changes.
 #[derive(Clone)]
 pub(crate) struct Live {
-    sender: broadcast::Sender<Arc<DeliveryRecord>>,
+    sender: broadcast::Sender<Told>,
+}
+
+#[derive(Clone)]
+enum Told {
+    Changed(Arc<DeliveryRecord>),
+    /// Changes of other processes were missed.
+    Missed,
 }
 
 /// What a watcher is after.
@@ -36,7 +43,7 @@ pub(crate) enum Message {
 }
 
 pub(crate) struct Watch {
-    receiver: broadcast::Receiver<Arc<DeliveryRecord>>,
+    receiver: broadcast::Receiver<Told>,
     filter: Filter,
     /// The versions that the watcher knows: changes are told after their commit, so not always in its order, and a
     /// watcher must not see a delivery go back.
@@ -50,10 +57,21 @@ impl Live {
 
     /// Tells whoever watches; nearly free where nobody does.
     pub(crate) fn tell(&self, record: &DeliveryRecord) {
-        if self.sender.receiver_count() > 0 {
+        if self.is_watched() {
             // An error means that the last watcher has just gone.
-            let _ = self.sender.send(Arc::new(record.clone()));
+            let _ = self.sender.send(Told::Changed(Arc::new(record.clone())));
         }
+    }
+
+    /// Whether anybody watches. Who begins to after this was asked reads the store after that.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.sender.receiver_count() > 0
+    }
+
+    /// Tells everybody to read the store: changes of other processes were missed.
+    pub(crate) fn missed(&self) {
+        // An error means that nobody watches.
+        let _ = self.sender.send(Told::Missed);
     }
 
     pub(crate) fn watch(&self, filter: Filter) -> Watch {
@@ -77,13 +95,13 @@ impl Watch {
     pub(crate) async fn next(&mut self) -> Message {
         loop {
             match self.receiver.recv().await {
-                Ok(record) if self.filter.takes(&record) => {
+                Ok(Told::Changed(record)) if self.filter.takes(&record) => {
                     if self.note(&record) {
                         return Message::Changed(record);
                     }
                 }
-                Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(_)) => return Message::Skipped,
+                Ok(Told::Changed(_)) => {}
+                Ok(Told::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => return Message::Skipped,
                 Err(broadcast::error::RecvError::Closed) => return Message::Closed,
             }
         }
@@ -165,5 +183,19 @@ mod tests {
             live.tell(&version(&alices, number + 1));
         }
         assert!(matches!(watch.next().await, Message::Skipped));
+    }
+
+    #[tokio::test]
+    async fn what_was_missed_is_told_to_everybody() {
+        let (live, alices) = (Live::new(), record("alice"));
+        assert!(!live.is_watched());
+        live.missed();
+        let mut one = live.watch(Filter::One(alices.delivery_id));
+        let mut all = live.watch(Filter::AllOf("bob".parse().unwrap()));
+        assert!(live.is_watched());
+        live.missed();
+        live.tell(&version(&alices, 2));
+        assert!(matches!(one.next().await, Message::Skipped) && matches!(all.next().await, Message::Skipped));
+        assert_eq!(heard(&mut one).await, 2);
     }
 }

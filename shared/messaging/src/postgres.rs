@@ -1,15 +1,19 @@
 //! PostgreSQL as every store on it uses it: a bounded pool, bounded statements, migrations under a lock, retries of
 //! what the database asks to repeat, notifications.
 
+mod hearing;
+
 use std::{future::Future, str::FromStr, time::Duration};
 
 use sqlx::{
-    PgPool,
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+    PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-/// Connections of one replica: a writer, a relay, readers, and a few for requests. PostgreSQL does more with few busy
-/// connections than with many; ten replicas stay below its default of 100.
+pub use hearing::{Heard, Hearing};
+
+/// Connections of one replica: a writer, a relay, one for each channel that is listened to, readers, and a few for
+/// requests. PostgreSQL does more with few busy connections than with many; nine replicas stay below its default of 100.
 const MAX_CONNECTIONS: u32 = 10;
 
 /// How long a caller waits for a connection before it hears that the store is unavailable.
@@ -32,6 +36,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The key of the lock that one migration at a time holds; the number means nothing.
 const MIGRATION_LOCK: i64 = 0x6472_6f6e_6573;
+
+/// The longest word of a notification, in bytes: PostgreSQL takes fewer than 8,000.
+pub const MAX_WORD: usize = 7_999;
 
 /// One database (or schema) of one service.
 #[derive(Debug, Clone)]
@@ -67,12 +74,23 @@ impl Postgres {
         format!("{}_{name}", self.schema)
     }
 
-    /// Hears notifications on these channels from now on.
-    pub async fn listen(&self, names: &[&str]) -> Result<PgListener, sqlx::Error> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
-        let channels: Vec<_> = names.iter().map(|name| self.channel(name)).collect();
-        listener.listen_all(channels.iter().map(String::as_str)).await?;
-        Ok(listener)
+    /// Hears what is said on a channel of this service.
+    pub fn hearing(&self, name: &str) -> Hearing {
+        Hearing::new(self.pool.clone(), self.channel(name))
+    }
+
+    /// Says words on a channel of this service once the caller's transaction is committed. A word of more than
+    /// [`MAX_WORD`] bytes fails the transaction, and one that is said twice in it is heard once.
+    pub async fn say(&self, connection: &mut PgConnection, name: &str, words: &[String]) -> Result<(), sqlx::Error> {
+        if words.is_empty() {
+            return Ok(());
+        }
+        sqlx::query("select pg_notify($1, word) from unnest($2::text[]) as words (word)")
+            .bind(self.channel(name))
+            .bind(words)
+            .execute(connection)
+            .await?;
+        Ok(())
     }
 }
 

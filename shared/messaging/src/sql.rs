@@ -15,7 +15,7 @@ use sqlx::{
 
 use crate::{
     outbox::{self, OutboxSource, PostgresOutbox, SqliteOutbox},
-    postgres::{self, Postgres},
+    postgres::{self, Hearing, Postgres},
     sqlite::{self, Sqlite},
 };
 
@@ -165,6 +165,22 @@ impl Engine {
         match self {
             Self::Sqlite(file) => all(&run!(fetch_all, text(sql, false), binds, &file.reader)),
             Self::Postgres(store) => all(&run!(fetch_all, text(sql, true), binds, &store.pool)),
+        }
+    }
+
+    /// Hears what is said on a channel; none on SQLite, where the writer of a file is its reader, too.
+    pub fn hearing(&self, channel: &str) -> Option<Hearing> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(store) => Some(store.hearing(channel)),
+        }
+    }
+
+    /// Says words on a channel once the transaction is committed; nothing to do on SQLite.
+    pub async fn say(&self, tx: &mut Tx, channel: &str, words: &[String]) -> Result<(), Error> {
+        match (self, tx) {
+            (Self::Postgres(store), Tx::Postgres(tx)) => store.say(tx, channel, words).await,
+            _ => Ok(()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What every store of deliveries must do, whatever the engine; run on each engine at the end of this file.
 
 mod changes;
+mod instances;
 mod leases;
 mod reading;
 mod samples;
@@ -26,6 +27,11 @@ impl Subject {
     async fn reopen(mut self) -> Self {
         self.store = open(&self.url).await.unwrap();
         self
+    }
+
+    /// Another instance on the same store.
+    async fn another(&self) -> Self {
+        Self { store: open(&self.url).await.unwrap(), url: self.url.clone(), _folder: None }
     }
 
     async fn save(&self, changes: &[Change]) -> Vec<Result<(), Refused>> {
@@ -104,6 +110,10 @@ macro_rules! suite {
                 old_keys_are_forgotten,
                 a_batch_of_nothing_is_no_batch,
                 what_was_saved_outlives_the_process;
+            instances:
+                of_two_instances_that_change_a_delivery_at_once_one_wins,
+                of_two_instances_that_insert_at_once_one_wins_with_its_key,
+                two_instances_at_once_lease_nothing_twice;
             leases:
                 the_oldest_due_are_claimed_first_and_no_more_than_asked,
                 nothing_is_claimed_twice,
@@ -147,6 +157,13 @@ mod on_postgres {
     }
 
     suite!(subject);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_one_instance_changes_the_other_hears() {
+        if let Some(subject) = subject().await {
+            super::instances::what_one_instance_changes_the_other_hears(subject).await;
+        }
+    }
 }
 
 mod on_sqlite {

@@ -4,7 +4,7 @@
 mod contract;
 mod sql;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use contracts::{
@@ -110,6 +110,15 @@ pub struct Summary {
     pub due: u64,
 }
 
+/// What is known of changes that other processes have committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// These have changed, some perhaps several times.
+    Changed(HashSet<DeliveryId>),
+    /// Changes may have been missed before now; from now on none is.
+    Missed,
+}
+
 /// The store of deliveries.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -178,6 +187,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets idempotency keys used before `horizon`.
     async fn forget_keys(&self, horizon: Timestamp) -> Result<(), StoreError>;
+
+    /// What other processes have changed since the last answer, once it is committed; the first answer, and that after an
+    /// error, is [`Elsewhere::Missed`]. Never answers on an engine that tells nothing of other processes. For one caller
+    /// at a time; cancel-safe.
+    async fn changed_elsewhere(&self) -> Result<Elsewhere, StoreError>;
 
     /// Counts.
     async fn summary(&self, now: Timestamp) -> Result<Summary, StoreError>;

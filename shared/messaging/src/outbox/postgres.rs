@@ -2,15 +2,14 @@
 
 use async_trait::async_trait;
 use contracts::{Timestamp, events::CloudEvent};
-use sqlx::{
-    PgConnection, Row,
-    postgres::{PgListener, PgRow},
-};
-use tokio::sync::Mutex;
+use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{Bucket, Lease, OutboxError, OutboxRow, OutboxSource, Place, fair_share};
-use crate::{keys::part_of, postgres::Postgres};
+use crate::{
+    keys::part_of,
+    postgres::{Hearing, Postgres, retried},
+};
 
 /// Buckets of an outbox: a few for each of the replicas that one would run. Fixed, since rows carry theirs.
 pub const BUCKETS: Bucket = 16;
@@ -19,7 +18,8 @@ pub const BUCKETS: Bucket = 16;
 const CHANNEL: &str = "outbox";
 
 /// The tables of an outbox; part of a store's first migration. Rows are inserted and deleted, never updated, so that
-/// change data capture can read the same table; vacuum comes early, since the table is all churn.
+/// change data capture can read the same table; vacuum comes early, since the table is all churn. The time is kept to
+/// the microsecond.
 pub const SCHEMA: &str = "
 create table outbox (
     seq bigint generated always as identity primary key,
@@ -78,14 +78,14 @@ pub async fn insert_postgres(
 /// The outbox of a PostgreSQL store.
 pub struct PostgresOutbox {
     store: Postgres,
-    /// Connected at the first wait, and anew after an error.
-    listener: Mutex<Option<PgListener>>,
+    hearing: Hearing,
 }
 
 impl PostgresOutbox {
     /// The outbox in `store`, whose schema holds [`SCHEMA`].
     pub fn new(store: Postgres) -> Self {
-        Self { store, listener: Mutex::new(None) }
+        let hearing = store.hearing(CHANNEL);
+        Self { store, hearing }
     }
 
     async fn renew(&self, owner: &str, now: Timestamp, until: Timestamp) -> Result<Vec<Bucket>, sqlx::Error> {
@@ -157,7 +157,7 @@ fn row_from(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
 #[async_trait]
 impl OutboxSource for PostgresOutbox {
     async fn lease(&self, owner: &str, now: Timestamp, until: Timestamp) -> Result<Vec<Bucket>, OutboxError> {
-        Ok(self.renew(owner, now, until).await?)
+        Ok(retried(|| self.renew(owner, now, until)).await?)
     }
 
     async fn read(&self, buckets: &[Bucket], limit: usize) -> Result<Vec<OutboxRow>, OutboxError> {
@@ -187,17 +187,18 @@ impl OutboxSource for PostgresOutbox {
     }
 
     async fn woken(&self) -> Result<(), OutboxError> {
-        let mut listener = self.listener.lock().await;
-        if listener.is_none() {
-            *listener = Some(self.store.listen(&[CHANNEL]).await?);
-        }
-        let Some(open) = listener.as_mut() else { return Ok(()) };
-        match open.recv().await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                *listener = None;
-                Err(error.into())
-            }
-        }
+        // All that was said meanwhile, and a connection made anew, is one reason to look.
+        self.hearing.next().await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_has_a_lease_for_every_bucket() {
+        assert!(SCHEMA.contains(&format!("generate_series(0, {}) bucket", BUCKETS - 1)));
     }
 }

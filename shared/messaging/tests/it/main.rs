@@ -7,4 +7,5 @@ mod embedded;
 mod engine;
 mod kafka;
 mod log_contract;
+mod on_postgres;
 mod outbox;

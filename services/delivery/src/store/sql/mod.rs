@@ -1,14 +1,10 @@
 //! The store of deliveries in SQL, on SQLite and on PostgreSQL: a batch per transaction, a statement per table.
 
+mod news;
 mod write;
 
 use std::{collections::HashMap, sync::Arc};
 
-use self::write::{
-    LOCK, append_logs, claim_keys, id_of, insert_new, parse, refuse_repeated, update_known, withdraw_keys,
-};
-use super::{AuditDelivery, Change, Claimed, Store, StoreError, Summary};
-use crate::domain::Delivery;
 use async_trait::async_trait;
 use contracts::{
     CustomerId, DeliveryId, Stage, Timestamp,
@@ -21,6 +17,13 @@ use messaging::{
     postgres,
     sql::{Bind, Engine, Migrations, OpenError, Raw, json},
 };
+
+use self::{
+    news::News,
+    write::{LOCK, append_logs, claim_keys, id_of, insert_new, parse, refuse_repeated, update_known, withdraw_keys},
+};
+use super::{AuditDelivery, Change, Claimed, Elsewhere, Store, StoreError, Summary};
+use crate::domain::Delivery;
 
 const SQLITE_TABLES: &str = "
 create table deliveries (
@@ -78,17 +81,19 @@ create index deliveries_by_customer on deliveries (customer_id, delivery_id desc
 create index deliveries_due on deliveries (due_ms) where due_ms is not null;
 create index deliveries_finished on deliveries (finished_ms) where finished_ms is not null;
 create table stage_log (
-    delivery_id text collate \"C\" not null, number bigint not null, stage text collate \"C\" not null, attempt bigint not null, at text collate \"C\" not null,
+    delivery_id text collate \"C\" not null, number bigint not null, stage text collate \"C\" not null,
+    attempt bigint not null, at text collate \"C\" not null,
     primary key (delivery_id, number)
 );
 create table saga_log (
-    delivery_id text collate \"C\" not null, version bigint not null, number bigint not null, step text collate \"C\" not null,
-    attempt bigint not null, outcome text collate \"C\" not null, at text collate \"C\" not null, tries bigint not null,
+    delivery_id text collate \"C\" not null, version bigint not null, number bigint not null,
+    step text collate \"C\" not null, attempt bigint not null, outcome text collate \"C\" not null,
+    at text collate \"C\" not null, tries bigint not null,
     primary key (delivery_id, version, number)
 );
 create table idempotency_keys (
-    customer_id text collate \"C\" not null, key text collate \"C\" not null, body_hash text collate \"C\" not null, delivery_id text collate \"C\" not null,
-    used_ms bigint not null,
+    customer_id text collate \"C\" not null, key text collate \"C\" not null, body_hash text collate \"C\" not null,
+    delivery_id text collate \"C\" not null, used_ms bigint not null,
     primary key (customer_id, key)
 );
 create index idempotency_keys_by_age on idempotency_keys (used_ms);
@@ -101,13 +106,15 @@ pub(super) struct SqlStore {
     engine: Engine,
     outbox: Arc<dyn OutboxSource>,
     signal: OutboxSignal,
+    news: News,
 }
 
 impl SqlStore {
     /// Opens the store that a URL names and brings it up to date.
     pub(super) async fn open(url: &str) -> Result<Self, OpenError> {
         let (engine, outbox) = Engine::open(url, MIGRATIONS).await?;
-        Ok(Self { engine, outbox, signal: OutboxSignal::default() })
+        let news = News::new(&engine);
+        Ok(Self { engine, outbox, signal: OutboxSignal::default(), news })
     }
 
     async fn try_save(&self, changes: &[Change]) -> Result<Vec<Result<(), StoreError>>, sqlx::Error> {
@@ -121,6 +128,7 @@ impl SqlStore {
         let written: Vec<&Change> =
             changes.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(change, _)| change).collect();
         append_logs(&mut tx, &written).await?;
+        self.engine.say(&mut tx, news::CHANNEL, &self.news.words(&written)).await?;
         let events: Vec<CloudEvent> = written.iter().flat_map(|change| change.events.iter().cloned()).collect();
         abort_point("delivery.before_commit");
         self.engine.commit(tx, &events).await?;
@@ -146,6 +154,20 @@ impl SqlStore {
             claimed.push(Claimed { delivery: parse(row.text(0)?)?, fence });
         }
         Ok(claimed)
+    }
+
+    /// Does statements in a transaction of their own; how many rows the last one changed.
+    async fn written(&self, statements: &[&'static str], binds: &[Bind<'_>]) -> Result<u64, StoreError> {
+        let done = postgres::retried(async || {
+            let mut tx = self.engine.begin().await?;
+            let mut done = 0;
+            for sql in statements {
+                done = tx.done(sql, binds).await?;
+            }
+            self.engine.commit(tx, &[]).await?;
+            Ok(done)
+        });
+        Ok(done.await?)
     }
 
     /// Reads deliveries: the documents in the first column.
@@ -236,16 +258,15 @@ impl Store for SqlStore {
     }
 
     async fn release_all(&self, owner: &str, now: Timestamp) -> Result<u64, StoreError> {
-        let mut tx = self.engine.begin().await?;
-        let done = tx
-            .done(
-                "update deliveries set lease_owner = null, lease_until_ms = 0, due_ms = $2, fence = fence + 1
-                 where lease_owner = $1 and finished_ms is null",
-                &[Bind::Text(owner), ms(now)],
-            )
-            .await?;
-        self.engine.commit(tx, &[]).await?;
-        Ok(done)
+        self.written(
+            &["with picked as materialized (
+                   select delivery_id from deliveries where lease_owner = $1 and finished_ms is null
+                   order by delivery_id for update)
+               update deliveries set lease_owner = null, lease_until_ms = 0, due_ms = $2, fence = fence + 1
+               where delivery_id in (select delivery_id from picked)"],
+            &[Bind::Text(owner), ms(now)],
+        )
+        .await
     }
 
     async fn list(
@@ -306,23 +327,26 @@ impl Store for SqlStore {
     }
 
     async fn forget(&self, ids: &[DeliveryId]) -> Result<(), StoreError> {
-        let ids = json(&ids)?;
-        let mut tx = self.engine.begin().await?;
-        tx.lock(LOCK, &[Bind::Text(&ids)]).await?;
-        for statement in [
-            "delete from saga_log where delivery_id in (select value from json_each($1))",
-            "delete from stage_log where delivery_id in (select value from json_each($1))",
-            "delete from deliveries where delivery_id in (select value from json_each($1))",
-        ] {
-            tx.done(statement, &[Bind::Text(&ids)]).await?;
-        }
-        Ok(self.engine.commit(tx, &[]).await?)
+        self.written(
+            &[
+                LOCK,
+                "delete from saga_log where delivery_id in (select value from json_each($1))",
+                "delete from stage_log where delivery_id in (select value from json_each($1))",
+                "delete from deliveries where delivery_id in (select value from json_each($1))",
+            ],
+            &[Bind::Text(&json(&ids)?)],
+        )
+        .await?;
+        Ok(())
     }
 
     async fn forget_keys(&self, horizon: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.engine.begin().await?;
-        tx.done("delete from idempotency_keys where used_ms < $1", &[ms(horizon)]).await?;
-        Ok(self.engine.commit(tx, &[]).await?)
+        self.written(&["delete from idempotency_keys where used_ms < $1"], &[ms(horizon)]).await?;
+        Ok(())
+    }
+
+    async fn changed_elsewhere(&self) -> Result<Elsewhere, StoreError> {
+        Ok(self.news.next().await?)
     }
 
     async fn summary(&self, now: Timestamp) -> Result<Summary, StoreError> {

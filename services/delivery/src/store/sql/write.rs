@@ -143,10 +143,14 @@ pub(super) async fn claim_keys(
     }
     for (change, result) in changes.iter().zip(results) {
         let record = &change.delivery.record;
-        let Some(key) = &change.key else { continue };
-        let Some((hash, owner)) = by_key.get(&(record.customer_id.as_str(), key.key.as_str())) else { continue };
-        if result.is_ok() && *owner != record.delivery_id {
-            *result = Err(StoreError::KeyUsed { delivery_id: *owner, same_body: *hash == key.body_hash });
+        let (Some(key), Ok(())) = (&change.key, &*result) else { continue };
+        match by_key.get(&(record.customer_id.as_str(), key.key.as_str())) {
+            Some((_, owner)) if *owner == record.delivery_id => {}
+            Some((hash, owner)) => {
+                *result = Err(StoreError::KeyUsed { delivery_id: *owner, same_body: *hash == key.body_hash });
+            }
+            // The delivery is there already, or the key's former use was forgotten between the two statements.
+            None => *result = Err(StoreError::Conflict),
         }
     }
     ids_of(&inserted)

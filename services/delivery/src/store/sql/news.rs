@@ -1,0 +1,105 @@
+//! Tells the other processes on a database which deliveries a transaction has changed, and hears what they tell.
+
+use std::collections::HashSet;
+
+use contracts::DeliveryId;
+use messaging::{
+    postgres::{Heard, Hearing},
+    sql::Engine,
+};
+
+use super::write::id_of;
+use crate::store::{Change, Elsewhere};
+
+/// The channel on which changes are told.
+pub(super) const CHANNEL: &str = "changes";
+
+/// Ids in one notification: with a blank and 36 bytes each they stay well below `messaging::postgres::MAX_WORD`, and a
+/// full batch of changes is two notifications.
+const IDS_IN_A_WORD: usize = 200;
+
+/// Both ends of the channel.
+pub(super) struct News {
+    /// This process, in what it says: what it has changed itself is no news to it.
+    origin: String,
+    /// None on an engine without notifications.
+    hearing: Option<Hearing>,
+}
+
+impl News {
+    pub(super) fn new(engine: &Engine) -> Self {
+        Self { origin: format!("{:032x}", rand::random::<u128>()), hearing: engine.hearing(CHANNEL) }
+    }
+
+    /// What to say of these changes.
+    pub(super) fn words(&self, changes: &[&Change]) -> Vec<String> {
+        if self.hearing.is_none() {
+            return Vec::new();
+        }
+        let word = |part: &[&Change]| {
+            let mut word = self.origin.clone();
+            for change in part {
+                word.push(' ');
+                word.push_str(&change.delivery.record.delivery_id.to_string());
+            }
+            word
+        };
+        changes.chunks(IDS_IN_A_WORD).map(word).collect()
+    }
+
+    /// See `Store::changed_elsewhere`.
+    pub(super) async fn next(&self) -> Result<Elsewhere, sqlx::Error> {
+        let Some(hearing) = &self.hearing else { return std::future::pending().await };
+        loop {
+            let Heard::Said(words) = hearing.next().await? else { return Ok(Elsewhere::Missed) };
+            let mut changed = HashSet::new();
+            for word in &words {
+                if !self.read(word, &mut changed) {
+                    tracing::warn!(word, "a notification of changes cannot be read");
+                    return Ok(Elsewhere::Missed);
+                }
+            }
+            if !changed.is_empty() {
+                return Ok(Elsewhere::Changed(changed));
+            }
+        }
+    }
+
+    /// Adds what another process has changed; false where the word is not one of ours.
+    fn read(&self, word: &str, changed: &mut HashSet<DeliveryId>) -> bool {
+        let mut parts = word.split(' ');
+        if parts.next() == Some(&self.origin) {
+            return true;
+        }
+        for part in parts {
+            let Ok(id) = id_of(part) else { return false };
+            changed.insert(id);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use messaging::postgres::MAX_WORD;
+
+    use super::*;
+
+    #[test]
+    fn a_full_word_is_not_too_long() {
+        const ORIGIN: usize = 32;
+        const ID: usize = 36;
+        assert!(ORIGIN + IDS_IN_A_WORD * (ID + 1) <= MAX_WORD);
+    }
+
+    #[test]
+    fn ones_own_changes_are_no_news_and_an_odd_word_is_refused() {
+        let news = News { origin: "me".to_owned(), hearing: None };
+        let mut changed = HashSet::new();
+        let id = DeliveryId(uuid::Uuid::from_u128(7));
+        assert!(news.read(&format!("me {id}"), &mut changed) && changed.is_empty());
+        assert!(news.read(&format!("another {id} {id}"), &mut changed));
+        assert_eq!(changed, HashSet::from([id]));
+        assert!(!news.read("another paper", &mut changed));
+    }
+}
