@@ -16,10 +16,10 @@ use tokio::{sync::Notify, task::JoinSet};
 use uuid::Uuid;
 
 use crate::{
-    domain::{Draft, Flight},
+    domain::{Draft, Flight, MissionNote},
     live::Live,
     missions::{Feed, Missions},
-    store::{Opened, Store},
+    store::{LogPosition, Look, Opened, Store},
     tracker::{Parts, Tracker},
 };
 
@@ -198,6 +198,20 @@ impl Bench {
     pub(crate) async fn events(&self, kind: &str) -> Vec<OutboxRow> {
         let rows = testkit::outbox::pending(&*self.outbox).await;
         rows.into_iter().filter(|row| row.event.kind == kind).collect()
+    }
+}
+
+/// What the mission log says from there on, read in pages.
+pub(crate) async fn logged(store: &dyn Store, position: &mut LogPosition, page: u32) -> Vec<MissionNote> {
+    let mut notes = Vec::new();
+    loop {
+        let read = store.mission_log(position, page, Look::Everywhere).await.unwrap();
+        assert!(!read.gap, "nothing is missing");
+        *position = read.position;
+        notes.extend(read.lines);
+        if !read.more {
+            return notes;
+        }
     }
 }
 
