@@ -222,3 +222,23 @@ pub(crate) async fn sqlite() -> (tempfile::TempDir, Opened) {
     let opened = crate::store::open(&url).await.unwrap();
     (folder, opened)
 }
+
+/// The same, for suites of several engines.
+pub(crate) async fn embedded() -> Option<(tempfile::TempDir, Opened)> {
+    Some(sqlite().await)
+}
+
+/// A fresh store on the server that `TEST_REDIS_URL` names.
+pub(crate) async fn redis() -> Option<((), Opened)> {
+    fresh_redis("TEST_REDIS_URL").await
+}
+
+/// A fresh store on the cluster that `TEST_REDIS_CLUSTER_URL` names.
+pub(crate) async fn redis_cluster() -> Option<((), Opened)> {
+    fresh_redis("TEST_REDIS_CLUSTER_URL").await
+}
+
+async fn fresh_redis(variable: &str) -> Option<((), Opened)> {
+    let url = format!("{}?prefix={}", testkit::real::url(variable)?, testkit::real::unique("t"));
+    Some(((), crate::store::open(&url).await.unwrap()))
+}

@@ -27,7 +27,7 @@ fn closed(outcome: &CloseOutcome) -> bool {
 }
 
 /// The change that opens a flight.
-fn opening(number: u128) -> Change {
+pub(super) fn opening(number: u128) -> Change {
     let mut draft = Draft::new(None);
     draft.open(&open(number, 1, 1), start());
     let flight = Flight { version: 1, ..draft.flight.unwrap() };
@@ -135,12 +135,12 @@ pub(super) async fn the_mission_log_is_in_order_of_each_flight_and_read_in_pages
     for attempt in 2..=4 {
         bench.open(OpenFlight { step_deadline: at(200), ..open(1, attempt, 1) }).await;
     }
-    let more = logged(store, &mut position.clone(), 2).await;
-    assert_eq!(notes_of(1, &more), [(1, false), (2, true), (2, false), (3, true), (3, false), (4, true)]);
-    assert_eq!(more.len(), 6);
     let page = store.mission_log(&position, 10, Look::WhereHeard).await.unwrap();
-    assert_eq!((page.lines, page.gap, page.more), (more, false, false), "this instance wrote them");
+    assert_eq!((page.lines.len(), page.gap, page.more), (6, false, false), "this instance wrote them");
     assert_eq!(page.position, store.mission_log_end().await.unwrap());
+    let more = logged(store, &mut position, 2).await;
+    assert_eq!(notes_of(1, &more), [(1, false), (2, true), (2, false), (3, true), (3, false), (4, true)]);
+    assert_eq!((more, position), (page.lines, page.position));
 }
 
 pub(super) async fn a_reader_of_the_mission_log_is_told_of_lines_that_are_gone(opened: Opened) {
@@ -350,14 +350,17 @@ pub(super) async fn what_the_owner_says_ends_flights(opened: Opened) {
     assert_eq!(bench.open(open(3, 1, 2)).await, refused(Refusal::Undone));
 }
 
-/// Makes a test of each part of the suite for one engine: `fresh` gives an empty store and what keeps it alive.
+/// Makes a test of each part of the suite for one engine: `fresh` gives an empty store and what keeps it alive, or nothing
+/// where there is no such engine.
 macro_rules! suite {
     ($engine:ident, $fresh:path, [$($test:ident),+ $(,)?]) => {
         mod $engine {
             $(
                 #[tokio::test]
                 async fn $test() {
-                    super::run($fresh().await, super::$test).await;
+                    if let Some(fresh) = $fresh().await {
+                        super::run(fresh, super::$test).await;
+                    }
                 }
             )+
         }
@@ -369,26 +372,30 @@ async fn run<K, Fut: Future<Output = ()>>((kept, opened): (K, Opened), test: imp
     drop(kept);
 }
 
-suite!(
-    sqlite,
-    crate::fixtures::sqlite,
-    [
-        what_is_saved_is_loaded_again,
-        a_change_of_another_version_is_a_conflict_and_harms_no_neighbour,
-        a_lost_change_leaves_no_event_and_no_mission,
-        moved_names_only_what_is_at_another_version,
-        missions_are_the_open_flights_of_the_audience,
-        the_mission_log_is_in_order_of_each_flight_and_read_in_pages,
-        a_reader_of_the_mission_log_is_told_of_lines_that_are_gone,
-        quiet_flights_are_open_and_unchanged_whatever_their_position_does,
-        ended_flights_and_tombstones_are_forgotten_and_open_ones_never,
-        open_and_close_in_every_order,
-        fences_and_deadlines,
-        a_close_that_is_too_late_leaves_the_flight_open,
-        reports_are_judged_one_by_one_and_in_order,
-        each_change_of_stage_is_one_event_in_the_same_write,
-        two_instances_on_one_store_agree,
-        concurrent_calls_each_get_their_own_answer,
-        what_the_owner_says_ends_flights,
-    ]
-);
+macro_rules! suites {
+    ($tests:tt) => {
+        suite!(on_sqlite, crate::fixtures::embedded, $tests);
+        suite!(on_redis, crate::fixtures::redis, $tests);
+        suite!(on_redis_cluster, crate::fixtures::redis_cluster, $tests);
+    };
+}
+
+suites!([
+    what_is_saved_is_loaded_again,
+    a_change_of_another_version_is_a_conflict_and_harms_no_neighbour,
+    a_lost_change_leaves_no_event_and_no_mission,
+    moved_names_only_what_is_at_another_version,
+    missions_are_the_open_flights_of_the_audience,
+    the_mission_log_is_in_order_of_each_flight_and_read_in_pages,
+    a_reader_of_the_mission_log_is_told_of_lines_that_are_gone,
+    quiet_flights_are_open_and_unchanged_whatever_their_position_does,
+    ended_flights_and_tombstones_are_forgotten_and_open_ones_never,
+    open_and_close_in_every_order,
+    fences_and_deadlines,
+    a_close_that_is_too_late_leaves_the_flight_open,
+    reports_are_judged_one_by_one_and_in_order,
+    each_change_of_stage_is_one_event_in_the_same_write,
+    two_instances_on_one_store_agree,
+    concurrent_calls_each_get_their_own_answer,
+    what_the_owner_says_ends_flights,
+]);

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod redis;
 mod rows;
 mod sqlite;
 
@@ -18,6 +19,7 @@ use messaging::outbox::OutboxSource;
 
 use crate::domain::{Flight, MissionNote};
 
+use self::redis::RedisStore;
 pub(crate) use rows::AuditRow;
 pub(crate) use sqlite::{SqliteStore, audit_rows};
 
@@ -161,14 +163,20 @@ pub(crate) struct Opened {
     pub(crate) outbox: Arc<dyn OutboxSource>,
 }
 
-/// Opens the store that a URL names: `sqlite:PATH`.
+/// Opens the store that a URL names: `sqlite:PATH`, or `redis:` and its kin as `redis::Address` says.
 pub(crate) async fn open(url: &str) -> anyhow::Result<Opened> {
     match url.split_once(':') {
         Some(("sqlite", path)) => {
             let store = SqliteStore::open(path).await.with_context(|| format!("cannot open {path}"))?;
             Ok(Opened { outbox: Arc::new(store.outbox()), store: Arc::new(store) })
         }
-        _ => bail!("'{url}' is not a store of flights: expected sqlite:PATH"),
+        Some(("redis" | "rediss" | "redis+cluster" | "rediss+cluster", _)) => {
+            let store = RedisStore::open(url).await.context("cannot open the Redis store")?;
+            Ok(Opened { outbox: store.outbox(), store: Arc::new(store) })
+        }
+        _ => bail!(
+            "this is not a store of flights: expected sqlite:PATH, redis://HOST:PORT or redis+cluster://HOST:PORT,..."
+        ),
     }
 }
 
@@ -176,6 +184,6 @@ pub(crate) async fn open(url: &str) -> anyhow::Result<Opened> {
 pub(crate) async fn audit(url: &str) -> anyhow::Result<Vec<AuditRow>> {
     match url.split_once(':') {
         Some(("sqlite", path)) => Ok(audit_rows(path).await?),
-        _ => bail!("'{url}' is not a store of flights: expected sqlite:PATH"),
+        _ => Ok(RedisStore::open(url).await?.audit_rows().await?),
     }
 }
