@@ -89,7 +89,7 @@ mod tests {
     fn a_full_word_is_not_too_long() {
         const ORIGIN: usize = 32;
         const ID: usize = 36;
-        assert!(ORIGIN + IDS_IN_A_WORD * (ID + 1) <= MAX_WORD);
+        const { assert!(ORIGIN + IDS_IN_A_WORD * (ID + 1) <= MAX_WORD) };
     }
 
     #[test]
