@@ -42,8 +42,8 @@ def needed(name: str) -> str:
     return value
 
 
-def fresh_stores(folder: pathlib.Path) -> dict[str, str]:
-    """URLs of stores that nobody has used: a schema, a database, a prefix each."""
+def fresh_stores(cluster: bool) -> dict[str, str]:
+    """URLs of stores that nobody has used: a schema, a database, a prefix each; tracking's on a Redis Cluster or not."""
     run = uuid.uuid4().hex[:12]
     postgres, mongodb = needed("TEST_POSTGRES_URL"), needed("TEST_MONGODB_URL")
     for schema in (f"delivery_{run}", f"fleet_{run}"):
@@ -57,7 +57,7 @@ def fresh_stores(folder: pathlib.Path) -> dict[str, str]:
         "FLEET_STORE": f"{postgres}?options[search_path]=fleet_{run}",
         "PACKAGE_STORE": f"{host}/package_{run}?{options}",
         "LOOKUP_STORE": f"{host}/lookup_{run}?{options}",
-        "TRACKING_STORE": f"sqlite:{folder}/tracking.db",
+        "TRACKING_STORE": f"{needed('TEST_REDIS_CLUSTER_URL' if cluster else 'TEST_REDIS_URL')}?prefix=run-{run}",
         "LAKE": f"{needed('TEST_S3_URL')}/run-{run}/",
     }
     return urls
@@ -127,14 +127,12 @@ class Service:
 class System:
     """All services on one set of stores."""
 
-    def __init__(self, folder: pathlib.Path, binaries: pathlib.Path, replicas: dict[str, int] | None = None):
+    def __init__(self, folder: pathlib.Path, binaries: pathlib.Path, replicas: dict[str, int] | None = None,
+                 cluster: bool = False):
         self.folder, self.binaries = folder.absolute(), binaries.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.stores = fresh_stores(self.folder)
-        counts = dict(replicas or REPLICAS)
-        if self.stores["TRACKING_STORE"].startswith("sqlite:"):
-            # A file is one process's.
-            counts["tracking"] = 1
+        self.stores = fresh_stores(cluster)
+        counts = replicas or REPLICAS
         self.services = [Service(self, name, number + 1) for name, count in counts.items() for number in range(count)]
         atexit.register(self.kill)
         # Makes the signing key that all services share.

@@ -31,7 +31,7 @@ use crate::{driver::Driver, ledger::Ledger, live::Live, participants::Participan
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
     /// Where deliveries are kept: sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE.
-    #[arg(long = "delivery-store", env = "DELIVERY_STORE")]
+    #[arg(long = "delivery-store", env = "DELIVERY_STORE", value_parser = chassis::config::store_url(&["sqlite", "postgres", "postgresql"]))]
     pub store: String,
     /// A name that this instance keeps over restarts, where no other instance uses the store: what it had leased is
     /// taken up at once instead of when the leases end.

@@ -39,7 +39,7 @@ use crate::{desk::Desk, events::DeliveryEnds, feed::Feed, fleet::Fleet, http::Ap
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
     /// Fleet's store: sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE.
-    #[arg(long, env = "FLEET_STORE")]
+    #[arg(long, env = "FLEET_STORE", value_parser = chassis::config::store_url(&["sqlite", "postgres", "postgresql"]))]
     pub store: String,
 }
 

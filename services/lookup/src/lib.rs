@@ -39,7 +39,7 @@ const SWEEP_BATCH: u32 = 1_000;
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     /// The store: sqlite:PATH or mongodb://HOSTS/DATABASE.
-    #[arg(long = "lookup-store", env = "LOOKUP_STORE")]
+    #[arg(long = "lookup-store", env = "LOOKUP_STORE", value_parser = chassis::config::store_url(&["sqlite", "mongodb", "mongodb+srv"]))]
     pub store: String,
 }
 

@@ -41,7 +41,7 @@ const SWEEP_BATCH: u32 = 1_000;
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     /// The store: sqlite:PATH or mongodb://HOSTS/DATABASE.
-    #[arg(long = "package-store", env = "PACKAGE_STORE")]
+    #[arg(long = "package-store", env = "PACKAGE_STORE", value_parser = chassis::config::store_url(&["sqlite", "mongodb", "mongodb+srv"]))]
     pub store: String,
 }
 

@@ -54,7 +54,7 @@ mod tests {
     use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 
     use super::*;
-    use crate::fixtures::{Bench, open, record, sqlite};
+    use crate::fixtures::{Bench, logged, open, record, sqlite};
 
     fn delivered(bench: &Bench, number: u128, attempt: u32, kind: DeliveryEventKind, stage: Stage) -> Delivered {
         let (id, time) = (bench.clock.new_id(), bench.clock.now());
@@ -84,6 +84,7 @@ mod tests {
         for round in 0..20 {
             let (_folder, opened) = sqlite().await;
             let bench = Bench::over(&opened);
+            let mut position = opened.store.mission_log_end().await.unwrap();
             let attempts = [open(1, 1, 1), open(1, 2, 1), open(2, 1, 1), open(3, 1, 1), open(3, 2, 1)];
             bench.tracker.open(attempts.to_vec()).await;
             let doubled = [story(&bench), story(&bench)].concat();
@@ -98,8 +99,8 @@ mod tests {
                 end.push((flight.attempt, flight.is_open()));
             }
             assert_eq!(end, [(2, false), (1, false), (2, true)], "round {round}");
-            let recalled = opened.store.mission_log(0, 100).await.unwrap();
-            let recalled = recalled.iter().filter(|line| !line.note.assigned).count();
+            let logged = logged(&*opened.store, &mut position, 100).await;
+            let recalled = logged.iter().filter(|note| !note.assigned).count();
             assert_eq!(recalled, 4, "each flight that ended was recalled once");
         }
     }

@@ -16,10 +16,10 @@ use tokio::{sync::Notify, task::JoinSet};
 use uuid::Uuid;
 
 use crate::{
-    domain::{Draft, Flight},
+    domain::{Draft, Flight, MissionNote},
     live::Live,
     missions::{Feed, Missions},
-    store::{Opened, Store},
+    store::{LogPosition, Look, Opened, Store},
     tracker::{Parts, Tracker},
 };
 
@@ -201,10 +201,44 @@ impl Bench {
     }
 }
 
+/// What the mission log says from there on, read in pages.
+pub(crate) async fn logged(store: &dyn Store, position: &mut LogPosition, page: u32) -> Vec<MissionNote> {
+    let mut notes = Vec::new();
+    loop {
+        let read = store.mission_log(position, page, Look::Everywhere).await.unwrap();
+        assert!(!read.gap, "nothing is missing");
+        *position = read.position;
+        notes.extend(read.lines);
+        if !read.more {
+            return notes;
+        }
+    }
+}
+
 /// A fresh embedded store; the folder must outlive it.
 pub(crate) async fn sqlite() -> (tempfile::TempDir, Opened) {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("tracking.db").display());
     let opened = crate::store::open(&url).await.unwrap();
     (folder, opened)
+}
+
+/// The same, for suites of several engines.
+pub(crate) async fn embedded() -> Option<(tempfile::TempDir, Opened)> {
+    Some(sqlite().await)
+}
+
+/// A fresh store on the server that `TEST_REDIS_URL` names.
+pub(crate) async fn redis() -> Option<((), Opened)> {
+    fresh_redis("TEST_REDIS_URL").await
+}
+
+/// A fresh store on the cluster that `TEST_REDIS_CLUSTER_URL` names.
+pub(crate) async fn redis_cluster() -> Option<((), Opened)> {
+    fresh_redis("TEST_REDIS_CLUSTER_URL").await
+}
+
+async fn fresh_redis(variable: &str) -> Option<((), Opened)> {
+    let url = format!("{}?prefix={}", testkit::real::url(variable)?, testkit::real::unique("t"));
+    Some(((), crate::store::open(&url).await.unwrap()))
 }

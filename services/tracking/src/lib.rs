@@ -50,8 +50,9 @@ use crate::{
 /// How the service is configured.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
-    /// Where flights are kept: sqlite:PATH.
-    #[arg(long, env = "TRACKING_STORE")]
+    /// Where flights are kept: sqlite:PATH, redis://HOST:PORT/DB?prefix=NAME, or redis+cluster://HOST:PORT,HOST:PORT; with
+    /// rediss for TLS. The server must have maxmemory-policy noeviction and should have appendfsync always.
+    #[arg(long, env = "TRACKING_STORE", value_parser = chassis::config::store_url(&store::SCHEMES))]
     pub store: String,
 }
 

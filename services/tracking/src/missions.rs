@@ -13,14 +13,14 @@ use contracts::{
     commands::{Mission, MissionUpdate},
 };
 use futures::Stream;
-use messaging::outbox::chain;
+use messaging::{Pace, outbox::chain};
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::Flight,
+    domain::{Flight, MissionNote},
     live::Live,
-    store::{Audience, LoggedMission, Store, Unavailable},
+    store::{Audience, Elsewhere, LogPosition, Look, Store, Unavailable},
 };
 
 /// Updates kept for a watcher that is behind: the changes of some busy seconds at one base. One that is further behind
@@ -32,6 +32,9 @@ const LOG_PAGE: u32 = 1_000;
 
 /// How often the store is asked for what other instances have changed: a mission shows within half a second.
 const POLL: Duration = Duration::from_millis(500);
+
+/// The least time between two turns: what comes in a burst is read in one go.
+const PACE: Duration = Duration::from_millis(10);
 
 /// How long to wait before a snapshot or the log is asked for again after the store failed.
 const RETRY: Duration = Duration::from_millis(500);
@@ -76,9 +79,9 @@ impl Missions {
     }
 
     /// Tells the watchers of its base and its drone.
-    async fn announce(&self, lines: Vec<LoggedMission>) -> Result<(), Unavailable> {
+    async fn announce(&self, lines: Vec<MissionNote>) -> Result<(), Unavailable> {
         let mut heard = Vec::new();
-        for LoggedMission { note, .. } in lines {
+        for note in lines {
             let watched = self.watched();
             let audiences = [Audience::Base(note.base_id.clone()), Audience::Drone(note.drone_id)];
             let senders: Vec<_> = audiences.iter().filter_map(|audience| watched.get(audience).cloned()).collect();
@@ -156,27 +159,32 @@ impl Drop for Watcher {
     }
 }
 
-/// Tails the mission log for the watchers of missions, and asks for the watched flights that others have moved.
+/// Tails the mission log for the watchers of missions, and reads the watched flights that others have moved.
 pub(crate) struct Feed {
     missions: Missions,
     live: Live,
     /// Wakes it early.
     wake: Arc<Notify>,
-    /// The last line that was read; none before the first turn.
-    position: Option<u64>,
-    /// When the watched flights are asked for next. This instance's own changes reach their watchers without that.
-    live_due: Timestamp,
+    /// Where it is in the log; none before the first turn.
+    position: Option<LogPosition>,
+    /// When it looks everywhere next. What it hears of reaches the watchers without that.
+    due: Timestamp,
+    /// What it has heard of other instances since the last turn.
+    heard: Elsewhere,
 }
 
 impl Feed {
     /// A feed for those who watch missions and flights.
     pub(crate) fn new(missions: Missions, live: Live, wake: Arc<Notify>) -> Self {
-        Self { missions, live, wake, position: None, live_due: Timestamp::UNIX_EPOCH }
+        Self { missions, live, wake, position: None, due: Timestamp::UNIX_EPOCH, heard: Elsewhere::default() }
     }
 
     /// Runs until `shutdown`. What was committed before is in every watcher's snapshot.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        let store = self.missions.store.clone();
+        let mut pace = Pace::new(PACE);
         while !shutdown.is_cancelled() {
+            pace.next().await;
             let pause = match self.turn().await {
                 Ok(true) => continue,
                 Ok(false) => POLL,
@@ -187,38 +195,43 @@ impl Feed {
             };
             tokio::select! {
                 () = self.wake.notified() => {}
+                heard = store.changed_elsewhere() => self.heard = heard,
                 () = self.missions.clock.sleep(pause) => {}
                 () = shutdown.cancelled() => {}
             }
         }
     }
 
-    /// One page of the log, and now and then the watched flights; true where there may be more.
+    /// One page of the log, and the watched flights that others may have moved; true where there may be more.
     async fn turn(&mut self) -> Result<bool, Unavailable> {
         let store = self.missions.store.clone();
         let now = self.missions.clock.now();
-        if now >= self.live_due {
-            self.live.publish(&store.moved(&self.live.versions()).await?);
-            self.live_due = now + POLL;
+        let everywhere = now >= self.due;
+        let heard = std::mem::take(&mut self.heard);
+        if everywhere || heard.missed || !heard.flights.is_empty() {
+            let mut watched = self.live.versions();
+            watched.retain(|(id, _)| everywhere || heard.missed || heard.flights.contains(id));
+            self.live.publish(&store.moved(&watched).await?);
         }
-        let Some(after) = self.position else {
+        let Some(after) = &self.position else {
             self.position = Some(store.mission_log_end().await?);
             // Watchers that came before the position was known may have missed something.
             self.missions.restart();
             return Ok(true);
         };
-        let lines = store.mission_log(after, LOG_PAGE).await?;
-        let (Some(first), Some(last)) = (lines.first(), lines.last()) else { return Ok(false) };
-        let (first, last) = (first.number, last.number);
-        let more = lines.len() == LOG_PAGE as usize;
-        if first == after + 1 {
-            self.missions.announce(lines).await?;
-        } else {
-            // This process was stopped for longer than the log is kept.
+        let look = if everywhere || heard.missed { Look::Everywhere } else { Look::WhereHeard };
+        let page = store.mission_log(after, LOG_PAGE, look).await?;
+        if page.gap {
+            // This process was stopped for longer than the log is kept, or the store has lost its end.
             self.missions.restart();
+        } else {
+            self.missions.announce(page.lines).await?;
         }
-        self.position = Some(last);
-        Ok(more)
+        self.position = Some(page.position);
+        if everywhere && !page.more {
+            self.due = now + POLL;
+        }
+        Ok(page.more)
     }
 }
 

@@ -84,6 +84,17 @@ fn parse_event_log(text: &str) -> Result<String, String> {
     }
 }
 
+/// Takes the URL of a store whose scheme is one of these: only the form, the rest is for who opens it to say.
+pub fn store_url(schemes: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> + Clone + Send + Sync {
+    move |text| match text.split_once(':') {
+        Some((scheme, place)) if schemes.contains(&scheme) && !place.trim_start_matches('/').is_empty() => {
+            Ok(text.to_owned())
+        }
+        // Not the text itself: it may hold a password.
+        _ => Err(format!("expected a URL that begins with one of {}:", schemes.join(":, "))),
+    }
+}
+
 /// The replicas of a service are joined: [`crate::Peer`] takes them apart.
 fn joined(peers: &[(&'static str, String)]) -> HashMap<&'static str, String> {
     let mut joined = HashMap::<&'static str, String>::new();
@@ -216,6 +227,9 @@ mod tests {
         /// The store.
         #[arg(long, env = "CHASSIS_TEST_STORE")]
         store: u16,
+        /// Another.
+        #[arg(long, env = "CHASSIS_TEST_URL", value_parser = store_url(&["sqlite", "redis"]))]
+        url: Option<String>,
     }
 
     fn parse(options: &[&str]) -> Result<CommandLine<Own>, clap::Error> {
@@ -248,6 +262,9 @@ mod tests {
             ("--peers=fleet=ftp://x", "PEERS"),
             ("--peers=fleet=http://x,http://y", "PEERS"),
             ("--store=many", "CHASSIS_TEST_STORE"),
+            ("--url=mysql://secret@x", "CHASSIS_TEST_URL"),
+            ("--url=redis://", "CHASSIS_TEST_URL"),
+            ("--url=store.db", "CHASSIS_TEST_URL"),
         ];
         for (option, variable) in bad {
             let error = parse(&[option]).unwrap_err().to_string();

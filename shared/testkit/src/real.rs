@@ -78,6 +78,11 @@ impl Own {
         self.run("part", &["kill", self.part], None).await;
     }
 
+    /// Ends one node of it like that, as `infra/local/status` names it.
+    pub async fn kill_node(&self, name: &str) {
+        self.run("part", &["kill", name], None).await;
+    }
+
     /// Starts it again on the data that it has, and waits until it answers.
     pub async fn start_again(&self) {
         self.run("part", &["start", self.part], None).await;

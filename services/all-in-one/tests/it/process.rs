@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use all_in_one::{DataDir, audit::Ledger};
+use all_in_one::{DataDir, Stores, audit::Ledger};
 use contracts::{Clock, DeliveryId, SystemClock, api::Role};
 use reqwest::Method;
 use serde_json::Value;
@@ -164,7 +164,7 @@ impl Site {
         let mut accepted = self.accepted();
         accepted.extend_from_slice(more);
         assert!(!accepted.is_empty(), "nothing was accepted\n{}", self.said());
-        audit_is_clean(&DataDir::open(&self.data()).unwrap(), accepted).await;
+        audit_is_clean(&Stores::embedded(&DataDir::open(&self.data()).unwrap()), accepted).await;
     }
 
     /// What the simulator's customers were promised.

@@ -13,6 +13,8 @@ use contracts::{
     events::{DeliveryRecord, FlightProgress, PositionFix, PositionSample, StageTime},
 };
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use draft::{Draft, Extent};
 
 /// A position goes to the lake this often in flight, in seconds of the drone's time.
@@ -28,7 +30,7 @@ pub(crate) fn ends_flights(record: &DeliveryRecord) -> bool {
 }
 
 /// What an attempt's flight was opened with.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) drone_id: DroneId,
     pub(crate) base_id: BaseId,
@@ -153,7 +155,7 @@ pub(crate) enum Note {
 }
 
 /// What a drone and its base hear of a change to a flight.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MissionNote {
     pub(crate) delivery_id: DeliveryId,
     pub(crate) attempt: u32,

@@ -6,10 +6,11 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod redis;
 mod rows;
 mod sqlite;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use anyhow::{Context, bail};
 use async_trait::async_trait;
@@ -18,6 +19,7 @@ use messaging::outbox::OutboxSource;
 
 use crate::domain::{Flight, MissionNote};
 
+use self::redis::RedisStore;
 pub(crate) use rows::AuditRow;
 pub(crate) use sqlite::{SqliteStore, audit_rows};
 
@@ -56,12 +58,40 @@ pub(crate) struct Change {
     pub(crate) missions: Vec<MissionNote>,
 }
 
-/// A line of the mission log.
+/// Where a reader of the mission log is: the number of the last line that it has seen, of each part that the engine
+/// keeps apart. A part's lines are numbered without gaps, in order of commit, and a flight's lie in one part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogPosition(pub(crate) Vec<u64>);
+
+/// Where to look for new lines of the mission log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Everywhere.
+    Everywhere,
+    /// At least where this instance has written, or heard that another one has, since the last look.
+    WhereHeard,
+}
+
+/// Some lines of the mission log.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct LoggedMission {
-    /// Its number: without gaps, in order of commit.
-    pub(crate) number: u64,
-    pub(crate) note: MissionNote,
+pub(crate) struct LogPage {
+    /// In order of commit within each flight.
+    pub(crate) lines: Vec<MissionNote>,
+    /// Where the reader is after them.
+    pub(crate) position: LogPosition,
+    /// Lines after the former position are gone: trimmed, or lost with a store that was not synced.
+    pub(crate) gap: bool,
+    /// There may be more where this looked.
+    pub(crate) more: bool,
+}
+
+/// What other instances have done, as far as an engine tells. Hints: a lost one costs time, never truth.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Elsewhere {
+    /// Flights that were changed.
+    pub(crate) flights: HashSet<DeliveryId>,
+    /// Any flight may have changed: something was missed.
+    pub(crate) missed: bool,
 }
 
 /// Whose missions.
@@ -99,13 +129,20 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// The open flights of an audience.
     async fn missions(&self, audience: &Audience) -> Result<Vec<Flight>, Unavailable>;
 
-    /// The number of the mission log's newest line; 0 where there was none yet.
-    async fn mission_log_end(&self) -> Result<u64, Unavailable>;
+    /// The end of the mission log.
+    async fn mission_log_end(&self) -> Result<LogPosition, Unavailable>;
 
-    /// The mission log after line `after`, oldest first.
-    async fn mission_log(&self, after: u64, limit: u32) -> Result<Vec<LoggedMission>, Unavailable>;
+    /// The mission log after a position, at most `limit` lines of each part.
+    async fn mission_log(&self, after: &LogPosition, limit: u32, look: Look) -> Result<LogPage, Unavailable>;
 
-    /// Open flights unchanged since `changed_before`, whatever their positions did, by id after `after`.
+    /// Returns once other instances have changed flights or written to the mission log; never on an engine that does not
+    /// tell. For one caller at a time; cancel-safe.
+    async fn changed_elsewhere(&self) -> Elsewhere {
+        std::future::pending().await
+    }
+
+    /// Open flights unchanged since `changed_before`, whatever their positions did: those after `after`, in an order of
+    /// the engine's own.
     async fn quiet(
         &self,
         changed_before: Timestamp,
@@ -120,20 +157,29 @@ pub(crate) trait Store: Send + Sync + 'static {
     async fn trim_mission_log(&self, logged_before: Timestamp, limit: u32) -> Result<u64, Unavailable>;
 }
 
+/// The schemes of the URLs that [`open`] takes.
+pub(crate) const SCHEMES: [&str; 5] = ["sqlite", "redis", "rediss", "redis+cluster", "rediss+cluster"];
+
 /// An open store and the outbox in it.
 pub(crate) struct Opened {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) outbox: Arc<dyn OutboxSource>,
 }
 
-/// Opens the store that a URL names: `sqlite:PATH`.
+/// Opens the store that a URL names: `sqlite:PATH`, or `redis:` and its kin as `redis::Address` says.
 pub(crate) async fn open(url: &str) -> anyhow::Result<Opened> {
     match url.split_once(':') {
         Some(("sqlite", path)) => {
             let store = SqliteStore::open(path).await.with_context(|| format!("cannot open {path}"))?;
             Ok(Opened { outbox: Arc::new(store.outbox()), store: Arc::new(store) })
         }
-        _ => bail!("'{url}' is not a store of flights: expected sqlite:PATH"),
+        Some(("redis" | "rediss" | "redis+cluster" | "rediss+cluster", _)) => {
+            let store = RedisStore::open(url).await.context("cannot open the Redis store")?;
+            Ok(Opened { outbox: store.outbox(), store: Arc::new(store) })
+        }
+        _ => bail!(
+            "this is not a store of flights: expected sqlite:PATH, redis://HOST:PORT or redis+cluster://HOST:PORT,..."
+        ),
     }
 }
 
@@ -141,6 +187,6 @@ pub(crate) async fn open(url: &str) -> anyhow::Result<Opened> {
 pub(crate) async fn audit(url: &str) -> anyhow::Result<Vec<AuditRow>> {
     match url.split_once(':') {
         Some(("sqlite", path)) => Ok(audit_rows(path).await?),
-        _ => bail!("'{url}' is not a store of flights: expected sqlite:PATH"),
+        _ => Ok(RedisStore::open(url).await?.audit_rows().await?),
     }
 }

@@ -10,7 +10,7 @@ use contracts::{
 use serde::Serialize;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{LoggedMission, QuietFlight};
+use super::QuietFlight;
 use crate::domain::{Flight, MissionNote, Plan};
 
 /// The hot half of a flight, as an array: its statement reads it by position.
@@ -213,18 +213,16 @@ pub(super) fn flight(row: &SqliteRow) -> Result<Flight, sqlx::Error> {
     })
 }
 
-/// A row of `mission_log`.
-pub(super) fn logged_mission(row: &SqliteRow) -> Result<LoggedMission, sqlx::Error> {
-    Ok(LoggedMission {
-        number: unsigned(row, "number")?,
-        note: MissionNote {
-            delivery_id: parsed(row, "delivery_id")?,
-            attempt: row.try_get("attempt")?,
-            drone_id: parsed(row, "drone_id")?,
-            base_id: parsed(row, "base_id")?,
-            assigned: row.try_get("assigned")?,
-        },
-    })
+/// A row of `mission_log`: its number and what it says.
+pub(super) fn logged_mission(row: &SqliteRow) -> Result<(u64, MissionNote), sqlx::Error> {
+    let note = MissionNote {
+        delivery_id: parsed(row, "delivery_id")?,
+        attempt: row.try_get("attempt")?,
+        drone_id: parsed(row, "drone_id")?,
+        base_id: parsed(row, "base_id")?,
+        assigned: row.try_get("assigned")?,
+    };
+    Ok((unsigned(row, "number")?, note))
 }
 
 /// What of a row of `flights` tells that it is quiet.

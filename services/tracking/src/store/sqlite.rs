@@ -16,10 +16,10 @@ use serde::Serialize;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
-    Audience, Change, LoggedMission, QuietFlight, SaveError, Store, Unavailable,
+    Audience, Change, LogPage, LogPosition, Look, QuietFlight, SaveError, Store, Unavailable,
     rows::{self, AuditRow, FixJson, FlightJson, MissionJson},
 };
-use crate::domain::Flight;
+use crate::domain::{Flight, MissionNote};
 
 const TABLES: &str = "
 create table flights (
@@ -281,22 +281,29 @@ impl Store for SqliteStore {
         read(&query.fetch_all(&self.db.reader).await?, rows::flight)
     }
 
-    async fn mission_log_end(&self) -> Result<u64, Unavailable> {
+    async fn mission_log_end(&self) -> Result<LogPosition, Unavailable> {
         // Not the largest number in the table: the log is trimmed, its count goes on.
         let (end,): (i64,) =
             sqlx::query_as("select coalesce(max(seq), 0) from sqlite_sequence where name = 'mission_log'")
                 .fetch_one(&self.db.reader)
                 .await?;
-        Ok(u64::try_from(end).unwrap_or(0))
+        Ok(LogPosition(vec![u64::try_from(end).unwrap_or(0)]))
     }
 
-    async fn mission_log(&self, after: u64, limit: u32) -> Result<Vec<LoggedMission>, Unavailable> {
+    async fn mission_log(&self, after: &LogPosition, limit: u32, _: Look) -> Result<LogPage, Unavailable> {
+        let after = after.0.first().copied().unwrap_or(0);
         let rows = sqlx::query("select * from mission_log where number > ? order by number limit ?")
             .bind(i64::try_from(after).unwrap_or(i64::MAX))
             .bind(limit)
             .fetch_all(&self.db.reader)
             .await?;
-        read(&rows, rows::logged_mission)
+        let (numbers, lines): (Vec<u64>, Vec<MissionNote>) = read(&rows, rows::logged_mission)?.into_iter().unzip();
+        let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else {
+            let position = self.mission_log_end().await?;
+            return Ok(LogPage { lines, gap: position.0 != [after], position, more: false });
+        };
+        let position = LogPosition(vec![*last]);
+        Ok(LogPage { more: lines.len() == limit as usize, gap: *first != after + 1, lines, position })
     }
 
     async fn quiet(

@@ -13,7 +13,7 @@ use super::REPORTS_PER_PLACE;
 use crate::{
     domain::Flight,
     fixtures::{Bench, close, open, report, sqlite},
-    store::{Audience, Change, LoggedMission, Opened, QuietFlight, SaveError, Store, Unavailable},
+    store::{Audience, Change, LogPage, LogPosition, Look, Opened, QuietFlight, SaveError, Store, Unavailable},
 };
 
 /// A store in which positions are not saved before the test lets them.
@@ -48,12 +48,12 @@ impl Store for HeldUp {
         self.store.missions(audience).await
     }
 
-    async fn mission_log_end(&self) -> Result<u64, Unavailable> {
+    async fn mission_log_end(&self) -> Result<LogPosition, Unavailable> {
         self.store.mission_log_end().await
     }
 
-    async fn mission_log(&self, after: u64, limit: u32) -> Result<Vec<LoggedMission>, Unavailable> {
-        self.store.mission_log(after, limit).await
+    async fn mission_log(&self, after: &LogPosition, limit: u32, look: Look) -> Result<LogPage, Unavailable> {
+        self.store.mission_log(after, limit, look).await
     }
 
     async fn quiet(

@@ -16,7 +16,7 @@ mod share;
 mod sqlite;
 
 pub use postgres::{BUCKETS as POSTGRES_BUCKETS, PostgresOutbox, SCHEMA as POSTGRES_SCHEMA, insert_postgres};
-pub use share::{Lease, fair_share};
+pub use share::{Lease, Leases, fair_share};
 pub use sqlite::{SCHEMA as SQLITE_SCHEMA, SqliteOutbox, insert_sqlite};
 
 /// Events relayed in one go: two megabytes or so, and one fsync of the log for all of them.

@@ -1,11 +1,12 @@
 //! How replicas share the buckets of an outbox: each takes its part, and gives up what is more than that.
 
 use contracts::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::Bucket;
 
 /// Who reads a bucket, and until when.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The bucket.
     pub bucket: Bucket,
@@ -22,6 +23,40 @@ pub fn fair_share(leases: &[Lease], owner: &str, members: usize, now: Timestamp)
     let own = leases.iter().filter(|lease| lease.owner == owner);
     let free = leases.iter().filter(|lease| lease.owner != owner && lease.until < now);
     own.chain(free).take(share).map(|lease| lease.bucket).collect()
+}
+
+/// The leases of all buckets, and the relays that asked for some lately: for a store that keeps them as one document,
+/// read, renewed, and written if nobody else has written it meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leases {
+    buckets: Vec<Lease>,
+    members: Vec<(String, Timestamp)>,
+}
+
+impl Leases {
+    /// Nobody has leased any of so many buckets.
+    pub fn free(buckets: Bucket) -> Self {
+        let nobody = |bucket| Lease { bucket, owner: String::new(), until: Timestamp::UNIX_EPOCH };
+        Self { buckets: (0..buckets).map(nobody).collect(), members: Vec::new() }
+    }
+
+    /// Gives `owner` its fair share until then, or takes everything from it where that is over; what it has now.
+    pub fn renew(&mut self, owner: &str, now: Timestamp, until: Timestamp) -> Vec<Bucket> {
+        self.members.retain(|(member, until)| member != owner && *until >= now);
+        let stays = until >= now;
+        if stays {
+            self.members.push((owner.to_owned(), until));
+        }
+        let held = if stays { fair_share(&self.buckets, owner, self.members.len(), now) } else { Vec::new() };
+        for lease in &mut self.buckets {
+            if held.contains(&lease.bucket) {
+                (lease.owner, lease.until) = (owner.to_owned(), until);
+            } else if lease.owner == owner {
+                (lease.owner, lease.until) = (String::new(), Timestamp::UNIX_EPOCH);
+            }
+        }
+        held
+    }
 }
 
 #[cfg(test)]
@@ -47,5 +82,16 @@ mod tests {
         let leases: Vec<_> = (0..5).map(|bucket| lease(bucket, "me", 20)).collect();
         assert_eq!(fair_share(&leases, "me", 2, at(10)), [0, 1, 2]);
         assert_eq!(fair_share(&leases, "new", 2, at(10)), [] as [Bucket; 0]);
+    }
+
+    #[test]
+    fn who_comes_gets_its_share_at_the_next_renewal_and_who_leaves_frees_it() {
+        let mut leases = Leases::free(4);
+        assert_eq!(leases.renew("one", at(0), at(5)), [0, 1, 2, 3]);
+        assert_eq!(leases.renew("two", at(1), at(6)), [] as [Bucket; 0]);
+        assert_eq!(leases.renew("one", at(2), at(7)), [0, 1]);
+        assert_eq!(leases.renew("two", at(2), at(7)), [2, 3]);
+        assert_eq!(leases.renew("one", at(3), Timestamp::UNIX_EPOCH), [] as [Bucket; 0]);
+        assert_eq!(leases.renew("two", at(3), at(8)), [2, 3, 0, 1]);
     }
 }

@@ -270,3 +270,35 @@ async fn what_was_not_committed_is_handled_again_by_the_next_one(subject: Subjec
     assert_eq!(recorder.effect("key"), Some(1));
     running.stop().await;
 }
+
+/// Names the log of the process that is to be killed.
+const VICTIM: &str = "CONSUMER_VICTIM_LOG";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_between_a_dead_letter_and_the_offset_loses_neither_it_nor_what_follows() {
+    let recorder = Recorder::with(&[(1, Mood::AtFaultUntil(u32::MAX))]);
+    if let Ok(url) = std::env::var(VICTIM) {
+        let log = messaging::open(&url, Arc::new(SystemClock)).await.unwrap();
+        let _running = Running::start(&log, &recorder);
+        return until_caught_up(&*log).await;
+    }
+    let subject = Subject::open(|folder| format!("embedded:{}", folder.join("log.db").display())).await;
+    subject.log.publish(vec![fleet_event("key", 1), fleet_event("key", 2)]).await.unwrap();
+    let (url, subject) = subject.close();
+    let victim = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "consumer::a_kill_between_a_dead_letter_and_the_offset_loses_neither_it_nor_what_follows"])
+        .env(messaging::abort::ABORT_AT, "consumer.buried")
+        .env(VICTIM, &url)
+        .output()
+        .unwrap();
+    assert_eq!(victim.status.code(), None, "killed by a signal: {victim:?}");
+    let subject = subject.open().await;
+    assert_eq!(dead_letters::waiting(&*subject.log, GROUP).await.unwrap(), 1, "it was on disk before the kill");
+    let running = Running::start(&subject.log, &recorder);
+    until_caught_up(&*subject.log).await;
+    running.stop().await;
+    assert_eq!(recorder.effect("key"), Some(2));
+    let letters = dead_letters::peek(&*subject.log, GROUP, 10).await.unwrap();
+    let ids: std::collections::BTreeSet<_> = letters.iter().map(|letter| letter.id).collect();
+    assert_eq!((letters.len(), ids.len()), (2, 1), "once more, under the same id");
+}

@@ -37,10 +37,14 @@ impl Subject {
 
     /// Closes the log and opens it again.
     pub(crate) async fn reopen(self) -> Self {
+        self.close().1.open().await
+    }
+
+    /// Closes the log; its URL, for somebody else meanwhile.
+    pub(crate) fn close(self) -> (String, Closed) {
         let Self { log, clock, url, folder } = self;
         drop(log);
-        let log = messaging::open(&url, clock.clone()).await.unwrap();
-        Self { log, clock, url, folder }
+        (url.clone(), Closed { clock, url, folder })
     }
 
     /// Where the file of that name in the log's folder lies.
@@ -56,6 +60,21 @@ impl Subject {
     pub(crate) async fn publish(&self, key: &str, numbers: std::ops::Range<u64>) {
         let events: Vec<_> = numbers.map(|number| event(TOPIC, key, number)).collect();
         self.log.publish(events).await.unwrap();
+    }
+}
+
+/// A log that can be opened again.
+pub(crate) struct Closed {
+    clock: Arc<ManualClock>,
+    url: String,
+    folder: TempDir,
+}
+
+impl Closed {
+    pub(crate) async fn open(self) -> Subject {
+        let Self { clock, url, folder } = self;
+        let log = messaging::open(&url, clock.clone()).await.unwrap();
+        Subject { log, clock, url, folder }
     }
 }
 

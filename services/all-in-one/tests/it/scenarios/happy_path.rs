@@ -62,10 +62,10 @@ async fn a_delivery_is_ordered_flown_and_remembered() {
     .await;
 
     world.settle().await;
-    let lake = world.data.lake();
-    let rows = history::audit::scan_deliveries(&lake).await.unwrap();
+    let lake = &world.stores.lake;
+    let rows = history::audit::scan_deliveries(lake).await.unwrap();
     assert_eq!(rows.iter().map(|row| (row.delivery_id, row.stage)).collect::<Vec<_>>(), [(id, Stage::Completed)]);
-    let positions = history::audit::scan_positions_keys(&lake).await.unwrap();
+    let positions = history::audit::scan_positions_keys(lake).await.unwrap();
     assert_eq!((positions.rows, positions.doubled), (4, 0), "sampled every five seconds of flight");
     world.audit().await;
 }

@@ -12,7 +12,7 @@ use crate::{
 
 /// Deliveries in fleet's line, or with a drone.
 async fn held(world: &World) -> Vec<DeliveryId> {
-    let rows = fleet::audit_scan(&world.data.store("fleet")).await.unwrap();
+    let rows = fleet::audit_scan(&world.stores.fleet).await.unwrap();
     rows.into_iter().map(|row| row.delivery_id).collect()
 }
 

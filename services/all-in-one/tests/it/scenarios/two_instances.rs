@@ -36,11 +36,13 @@ impl Second {
             issuer: world.issuer().clone(),
             region: contracts::api::default_region(),
         };
-        let store = world.data.store(service);
+        let stores = world.stores.clone();
         let mut tasks = JoinSet::new();
         match service {
-            "delivery" => tasks.spawn(delivery::run(delivery::Config { store, sole_owner: None }, node)),
-            "fleet" => tasks.spawn(fleet::run(fleet::Config { store }, node)),
+            "delivery" => {
+                tasks.spawn(delivery::run(delivery::Config { store: stores.delivery, sole_owner: None }, node))
+            }
+            "fleet" => tasks.spawn(fleet::run(fleet::Config { store: stores.fleet }, node)),
             other => panic!("no second {other}"),
         };
         Self { url, tasks }
@@ -124,7 +126,7 @@ async fn one_is_cut_off_and_the_other_brings_everything_to_its_end() {
 /// From Scheduled to the end, a drone was one delivery's alone.
 async fn no_drone_flew_twice_at_once(world: &World) {
     let mut flights: HashMap<DroneId, Vec<(Timestamp, Timestamp, DeliveryId)>> = HashMap::new();
-    for row in history::audit::scan_deliveries(&world.data.lake()).await.unwrap() {
+    for row in history::audit::scan_deliveries(&world.stores.lake).await.unwrap() {
         let scheduled =
             row.record.stages.iter().find(|entry| entry.stage == Stage::Scheduled && row.record.attempt == 1);
         if let (Some(drone), Some(scheduled)) = (&row.record.drone, scheduled) {

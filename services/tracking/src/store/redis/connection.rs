@@ -1,0 +1,283 @@
+//! One connection to a Redis server or cluster, shared by all: deadlines, pipelines, scripts, and how far a write has come.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use redis::{
+    Client, Cmd, FromRedisValue, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, RedisError, RedisResult,
+    ServerErrorKind, Value,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+    cluster::ClusterClientBuilder,
+    cluster_async::ClusterConnection,
+    cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo},
+    cmd,
+};
+
+use super::script::{Call, Script};
+
+/// How long connecting may take: the store is near.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long an answer may take: far above any batch, below what callers of the service wait.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long the connection waits between two tries at most: a restart is noticed within that time.
+const LONGEST_RECONNECT: Duration = Duration::from_millis(500);
+
+/// How often a request is sent anew, after the cluster has moved a slot or elected another primary.
+const CLUSTER_RETRIES: u32 = 3;
+
+/// How long a replica may take to have a write, in milliseconds: replicas answer within a round trip. Everything behind it
+/// on the connection waits as long.
+const REPLICA_DEADLINE_MS: u32 = 100;
+
+/// How often the number of replicas is asked for.
+const COUNT_REPLICAS: Duration = Duration::from_secs(1);
+
+/// Replicas that must have a command's write, where there are any.
+const REPLICAS: u32 = 1;
+
+/// Commands that wait for their turn on a connection: a batch sends one for each bucket, and two batches may be under way.
+const QUEUE: usize = 512;
+
+/// Why no replica has a write.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotReplicated {
+    #[error("no replica of {0} has the write in time")]
+    Late(String),
+    #[error("the replicas cannot be asked")]
+    Redis(#[from] RedisError),
+}
+
+/// Where a store is: `redis://HOST:PORT/DB?prefix=NAME`, `redis+cluster://HOST:PORT,HOST:PORT?prefix=NAME`, and the same
+/// with `rediss` for TLS.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    /// URLs of a server, or of some nodes of a cluster.
+    nodes: Vec<String>,
+    cluster: bool,
+    /// What the names of all keys begin with.
+    pub(super) prefix: String,
+}
+
+impl Address {
+    pub(super) fn parse(url: &str) -> anyhow::Result<Self> {
+        let (place, query) = url.split_once('?').unwrap_or((url, ""));
+        let mut prefix = String::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("prefix", name)) if name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) => {
+                    prefix = format!("{name}:");
+                }
+                Some(("prefix", _)) => bail!("'prefix' may have letters, digits, '-' and '_' only"),
+                _ => bail!("'{pair}' is not a setting of a Redis store: expected prefix=NAME"),
+            }
+        }
+        let Some((scheme, hosts)) = place.split_once("://") else { bail!("the URL of a Redis store has a host") };
+        let (scheme, cluster) = scheme.strip_suffix("+cluster").map_or((scheme, false), |plain| (plain, true));
+        if !cluster && hosts.contains(',') {
+            bail!("several hosts are a cluster: {scheme}+cluster://");
+        }
+        let nodes = hosts.split(',').map(|host| format!("{scheme}://{host}")).collect();
+        Ok(Self { nodes, cluster, prefix })
+    }
+}
+
+#[derive(Clone)]
+enum Link {
+    Server(ConnectionManager),
+    Cluster(ClusterConnection),
+}
+
+/// A connection that mends itself.
+pub(super) struct Connection {
+    link: Link,
+    /// When the replicas were last counted, and whether there were any.
+    replicas: Mutex<Option<(Instant, bool)>>,
+}
+
+impl Connection {
+    /// Connects; `heard` takes what the server says unasked and must not wait.
+    pub(super) async fn open(
+        address: &Address,
+        heard: impl Fn(PushInfo) -> Result<(), std::convert::Infallible> + Send + Sync + 'static,
+    ) -> anyhow::Result<Self> {
+        let link = if address.cluster {
+            let client = ClusterClientBuilder::new(address.nodes.iter().map(String::as_str))
+                .use_protocol(ProtocolVersion::RESP3)
+                .retries(CLUSTER_RETRIES)
+                .connection_timeout(CONNECT_DEADLINE)
+                .response_timeout(ANSWER_DEADLINE)
+                .overall_response_timeout(Some(ANSWER_DEADLINE))
+                .push_sender(heard)
+                .build()?;
+            Link::Cluster(client.get_async_connection().await.context("no node of the cluster answers")?)
+        } else {
+            let server = address.nodes[0].as_str().into_connection_info()?;
+            let speak = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+            let config = ConnectionManagerConfig::new()
+                .set_connection_timeout(Some(CONNECT_DEADLINE))
+                .set_response_timeout(Some(ANSWER_DEADLINE))
+                .set_max_delay(LONGEST_RECONNECT)
+                .set_pipeline_buffer_size(QUEUE)
+                .set_push_sender(heard)
+                .set_automatic_resubscription();
+            let client = Client::open(server.set_redis_settings(speak))?;
+            Link::Server(
+                ConnectionManager::new_with_config(client, config).await.context("the server does not answer")?,
+            )
+        };
+        let connection = Self { link, replicas: Mutex::new(None) };
+        connection.refuse_an_evicting_store().await?;
+        Ok(connection)
+    }
+
+    /// How changes are told: on a cluster by the node of the bucket alone.
+    pub(super) fn tell(&self) -> &'static str {
+        match self.link {
+            Link::Server(_) => "PUBLISH",
+            Link::Cluster(_) => "SPUBLISH",
+        }
+    }
+
+    /// Listens on these channels for ever, also after the connection was lost.
+    pub(super) async fn listen(&self, channels: &[String]) -> RedisResult<()> {
+        match self.link.clone() {
+            Link::Server(mut link) => link.subscribe(channels).await,
+            Link::Cluster(mut link) => {
+                // One by one: they are on different nodes.
+                for channel in channels {
+                    link.ssubscribe(channel).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// One command about one key.
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        match self.link.clone() {
+            Link::Server(mut link) => command.query_async(&mut link).await,
+            Link::Cluster(mut link) => command.query_async(&mut link).await,
+        }
+    }
+
+    /// Commands about keys of one bucket, in one go.
+    pub(super) async fn pipe<T: FromRedisValue>(&self, commands: &Pipeline) -> RedisResult<T> {
+        match self.link.clone() {
+            Link::Server(mut link) => commands.query_async(&mut link).await,
+            Link::Cluster(mut link) => commands.query_async(&mut link).await,
+        }
+    }
+
+    /// Runs a script; a server that does not know it yet is given it.
+    pub(super) async fn run<T: FromRedisValue>(&self, script: &Script, call: &Call) -> RedisResult<T> {
+        match self.ask(&script.by_name(call)).await {
+            Err(error) if error.kind() == ServerErrorKind::NoScript.into() => self.ask(&script.in_full(call)).await,
+            result => result,
+        }
+    }
+
+    /// Answers once a replica of every primary that has any has all that was written on this connection.
+    pub(super) async fn replicated(&self) -> Result<(), NotReplicated> {
+        if !self.has_replicas().await? {
+            return Ok(());
+        }
+        let mut wait = cmd("WAIT");
+        wait.arg(REPLICAS).arg(REPLICA_DEADLINE_MS);
+        for (node, acknowledged) in self.everywhere::<u32>(&wait).await? {
+            // A primary that has lost its replicas goes on alone: what it loses then is mended by comparing every minute.
+            if acknowledged < REPLICAS
+                && self.replicas_now().await?.iter().any(|(name, count)| *name == node && *count > 0)
+            {
+                return Err(NotReplicated::Late(node));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any primary has a replica; as of a moment ago.
+    async fn has_replicas(&self) -> RedisResult<bool> {
+        let known = *self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, any)) = known.filter(|(at, _)| at.elapsed() < COUNT_REPLICAS) {
+            let _ = at;
+            return Ok(any);
+        }
+        let any = self.replicas_now().await?.iter().any(|(_, count)| *count > 0);
+        *self.replicas.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), any));
+        Ok(any)
+    }
+
+    /// The replicas that each primary is connected to.
+    async fn replicas_now(&self) -> RedisResult<Vec<(String, u32)>> {
+        let told = self.everywhere::<redis::InfoDict>(cmd("INFO").arg("replication")).await?;
+        Ok(told.into_iter().map(|(node, info)| (node, info.get("connected_slaves").unwrap_or(0))).collect())
+    }
+
+    /// Asks every primary; the answers by node.
+    async fn everywhere<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<Vec<(String, T)>> {
+        match self.link.clone() {
+            Link::Server(mut link) => Ok(vec![("the server".to_owned(), command.query_async(&mut link).await?)]),
+            Link::Cluster(mut link) => {
+                let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                let answers = link.route_command(command.clone(), all).await?;
+                let Value::Map(answers) = answers else { return Ok(Vec::from_redis_value(answers)?) };
+                let read = |(node, answer)| Ok((String::from_redis_value(node)?, T::from_redis_value(answer)?));
+                answers.into_iter().map(read).collect()
+            }
+        }
+    }
+
+    /// A server that drops what is old when it is full would drop what was acknowledged.
+    async fn refuse_an_evicting_store(&self) -> anyhow::Result<()> {
+        let mut ask = cmd("CONFIG");
+        ask.arg("GET").arg("maxmemory-policy");
+        let answers = match self.everywhere::<std::collections::HashMap<String, String>>(&ask).await {
+            Ok(answers) => answers,
+            Err(error) if matches!(error.kind(), redis::ErrorKind::Server(_)) => {
+                tracing::warn!(%error, "the store does not tell its maxmemory-policy, which must be noeviction");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for (node, settings) in answers {
+            if let Some(policy) = settings.get("maxmemory-policy").filter(|policy| *policy != "noeviction") {
+                bail!("maxmemory-policy of {node} is {policy}, and would drop what was acknowledged: set noeviction");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_a_server_or_a_cluster_and_a_prefix() {
+        let server = Address::parse("redis://:secret@one:6379/2?prefix=blue").unwrap();
+        assert_eq!(
+            server,
+            Address {
+                nodes: vec!["redis://:secret@one:6379/2".to_owned()],
+                cluster: false,
+                prefix: "blue:".to_owned(),
+            }
+        );
+        let cluster = Address::parse("rediss+cluster://one:1,two:2").unwrap();
+        let nodes = vec!["rediss://one:1".to_owned(), "rediss://two:2".to_owned()];
+        assert_eq!(cluster, Address { nodes, cluster: true, prefix: String::new() });
+        for (wrong, word) in [
+            ("redis://one:1?prefix={a}", "prefix"),
+            ("redis://one:1?colour=red", "colour"),
+            ("redis://one:1,two:2", "cluster"),
+            ("redis:one", "host"),
+        ] {
+            let error = Address::parse(wrong).unwrap_err().to_string();
+            assert!(error.contains(word), "{wrong}: {error}");
+        }
+    }
+}
