@@ -37,15 +37,14 @@ impl Cluster {
     /// Listens on these channels for ever.
     pub(super) async fn listen(&self, channels: &[String]) -> RedisResult<()> {
         let mut kept = self.channels.lock().await;
-        subscribe(self.current().link.clone(), channels).await?;
+        subscribe(self.link(), channels).await?;
         *kept = channels.to_vec();
         Ok(())
     }
 
     /// Does something with the connection, and makes it anew where it seems to be dead.
     pub(super) async fn with<T>(&self, work: impl AsyncFnOnce(ClusterConnection) -> RedisResult<T>) -> RedisResult<T> {
-        let link = self.current().link.clone();
-        let result = work(link).await;
+        let result = work(self.link()).await;
         match &result {
             Err(error) if error.is_timeout() => self.renew_if_silent().await,
             _ => self.current().answered = Instant::now(),
@@ -69,6 +68,10 @@ impl Cluster {
         let link = self.client.get_async_connection().await?;
         *self.current() = Current { link: link.clone(), answered: Instant::now() };
         subscribe(link, channels).await
+    }
+
+    fn link(&self) -> ClusterConnection {
+        self.current().link.clone()
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
