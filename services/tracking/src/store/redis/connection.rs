@@ -90,7 +90,7 @@ impl Address {
 
 enum Link {
     Server(ConnectionManager),
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 /// A connection that mends itself.
@@ -115,7 +115,7 @@ impl Connection {
                 .overall_response_timeout(Some(ANSWER_DEADLINE))
                 .push_sender(heard)
                 .build()?;
-            Link::Cluster(Cluster::open(client).await.context("no node of the cluster answers")?)
+            Link::Cluster(Box::new(Cluster::open(client).await.context("no node of the cluster answers")?))
         } else {
             let server = address.nodes[0].as_str().into_connection_info()?;
             let speak = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
