@@ -185,18 +185,18 @@ impl Feed {
         let mut pace = Pace::new(PACE);
         while !shutdown.is_cancelled() {
             pace.next().await;
-            let pause = match self.turn().await {
+            let until = match self.turn().await {
                 Ok(true) => continue,
-                Ok(false) => POLL,
+                Ok(false) => self.due,
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "the mission log cannot be read");
-                    RETRY
+                    self.missions.clock.now() + RETRY
                 }
             };
             tokio::select! {
                 () = self.wake.notified() => {}
                 heard = store.changed_elsewhere() => self.heard = heard,
-                () = self.missions.clock.sleep(pause) => {}
+                () = self.missions.clock.sleep_until(until) => {}
                 () = shutdown.cancelled() => {}
             }
         }
