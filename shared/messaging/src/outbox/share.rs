@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn who_comes_gets_its_share_at_the_next_renewal_and_who_leaves_frees_it() {
         let mut leases = Leases::free(4);
-        assert_eq!(leases.renew("one", at(0), at(5)), [0, 1, 2, 3]);
+        assert_eq!(leases.renew("one", at(1), at(5)), [0, 1, 2, 3]);
         assert_eq!(leases.renew("two", at(1), at(6)), [] as [Bucket; 0]);
         assert_eq!(leases.renew("one", at(2), at(7)), [0, 1]);
         assert_eq!(leases.renew("two", at(2), at(7)), [2, 3]);
