@@ -13,6 +13,12 @@ use ::mongodb::{
 /// and the caller's repeat mends that.
 const SELECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a server is heard from though nothing happens, and how much later than that it may be, or over connecting.
+/// The driver has no deadline for a command that was sent: what frees those to a server that hangs is that it has not
+/// been heard from for both together. A new primary is found within the first.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+const HEARTBEAT_DELAY: Duration = Duration::from_secs(3);
+
 /// Connections to each server: more than this many commands at once only wait for the server's disk instead.
 const POOL_SIZE: u32 = 16;
 
@@ -30,6 +36,8 @@ pub async fn open(url: &str, name: &str) -> Result<Database, Error> {
 /// As [`open`], with options that were parsed before.
 pub fn connect(mut options: ClientOptions, name: &str) -> Result<Database, Error> {
     options.server_selection_timeout.get_or_insert(SELECTION_TIMEOUT);
+    options.heartbeat_freq.get_or_insert(HEARTBEAT);
+    options.connect_timeout.get_or_insert(HEARTBEAT_DELAY);
     options.max_pool_size.get_or_insert(POOL_SIZE);
     options.write_concern = Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
     // What is read can be relied upon: a primary that is being replaced does not show what will be rolled back.

@@ -3,12 +3,13 @@
 
 mod hearing;
 
-use std::{future::Future, str::FromStr, time::Duration};
+use std::{future::Future, io, str::FromStr, time::Duration};
 
 use sqlx::{
-    PgConnection, PgPool,
+    Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::time::timeout;
 
 pub use hearing::{Heard, Hearing};
 
@@ -27,6 +28,14 @@ const SESSION: [(&str, &str); 4] = [
     ("idle_in_transaction_session_timeout", "10000"),
     ("timezone", "UTC"),
 ];
+
+/// How long the database may take to say that a statement is done: longer than it lets one run. Who has said nothing by
+/// then is stopped, or behind a lost route, where no limit of its own counts.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(7);
+
+/// How long a connection that is given back may take to say that it is idle. Otherwise it is closed, and the next caller
+/// makes a new one: one that hangs would take its place among the few for as long as the other end is silent.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often a transaction that lost against another is repeated: each time somebody got on.
 const MAX_RETRIES: u32 = 5;
@@ -55,11 +64,27 @@ pub async fn open(url: &str, migrations: &[&'static str]) -> Result<Postgres, sq
     let pool = PgPoolOptions::new()
         .max_connections(MAX_CONNECTIONS)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        .after_release(|connection, _| Box::pin(is_idle(connection)))
         .connect_with(options)
         .await?;
     migrate(&pool, migrations).await?;
     let (schema,): (String,) = sqlx::query_as("select current_schema()::text").fetch_one(&pool).await?;
     Ok(Postgres { pool, schema })
+}
+
+/// Also where its user was cut off in the middle of a statement.
+async fn is_idle(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    timeout(RELEASE_DEADLINE, connection.ping()).await.map_err(|_| silent())??;
+    Ok(true)
+}
+
+fn silent() -> sqlx::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the database is silent").into()
+}
+
+/// The answer of a statement, or of a few quick ones, unless the database is silent. What was asked may have been done.
+pub(crate) async fn answered<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(ANSWER_DEADLINE, work).await.unwrap_or_else(|_| Err(silent()))
 }
 
 /// Opens an existing database to read only, for the audit.

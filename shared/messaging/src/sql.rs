@@ -15,7 +15,7 @@ use sqlx::{
 
 use crate::{
     outbox::{self, OutboxSource, PostgresOutbox, SqliteOutbox},
-    postgres::{self, Hearing, Postgres},
+    postgres::{self, Hearing, Postgres, answered},
     sqlite::{self, Sqlite},
 };
 
@@ -156,7 +156,7 @@ impl Engine {
     pub async fn begin(&self) -> Result<Tx, Error> {
         match self {
             Self::Sqlite(file) => Ok(Tx::Sqlite(file.writer.begin_with("BEGIN IMMEDIATE").await?)),
-            Self::Postgres(store) => Ok(Tx::Postgres(store.pool.begin().await?)),
+            Self::Postgres(store) => Ok(Tx::Postgres(answered(store.pool.begin()).await?)),
         }
     }
 
@@ -164,7 +164,9 @@ impl Engine {
     pub async fn read(&self, sql: &'static str, binds: &[Bind<'_>]) -> Result<Vec<Values>, Error> {
         match self {
             Self::Sqlite(file) => all(&run!(fetch_all, text(sql, false), binds, &file.reader)),
-            Self::Postgres(store) => all(&run!(fetch_all, text(sql, true), binds, &store.pool)),
+            Self::Postgres(store) => {
+                answered(async { all(&run!(fetch_all, text(sql, true), binds, &store.pool)) }).await
+            }
         }
     }
 
@@ -189,7 +191,7 @@ impl Engine {
     /// Says words on a channel once the transaction is committed; nothing to do on SQLite.
     pub async fn say(&self, tx: &mut Tx, channel: &str, words: &[String]) -> Result<(), Error> {
         match (self, tx) {
-            (Self::Postgres(store), Tx::Postgres(tx)) => store.say(tx, channel, words).await,
+            (Self::Postgres(store), Tx::Postgres(tx)) => answered(store.say(tx, channel, words)).await,
             _ => Ok(()),
         }
     }
@@ -202,8 +204,8 @@ impl Engine {
                 Ok(tx.commit().await?)
             }
             (Self::Postgres(store), Tx::Postgres(mut tx)) => {
-                outbox::insert_postgres(&mut tx, store, events).await?;
-                Ok(tx.commit().await?)
+                answered(outbox::insert_postgres(&mut tx, store, events)).await?;
+                answered(tx.commit()).await
             }
             _ => Err(Error::Configuration("a transaction of another engine".into())),
         }
@@ -224,7 +226,9 @@ impl Tx {
     pub async fn done(&mut self, sql: &'static str, binds: &[Bind<'_>]) -> Result<u64, Error> {
         match self {
             Self::Sqlite(tx) => Ok(run!(execute, text(sql, false), binds, &mut **tx).rows_affected()),
-            Self::Postgres(tx) => Ok(run!(execute, text(sql, true), binds, &mut **tx).rows_affected()),
+            Self::Postgres(tx) => {
+                answered(async { Ok(run!(execute, text(sql, true), binds, &mut **tx).rows_affected()) }).await
+            }
         }
     }
 
@@ -232,7 +236,7 @@ impl Tx {
     pub async fn rows(&mut self, sql: &'static str, binds: &[Bind<'_>]) -> Result<Vec<Values>, Error> {
         match self {
             Self::Sqlite(tx) => all(&run!(fetch_all, text(sql, false), binds, &mut **tx)),
-            Self::Postgres(tx) => all(&run!(fetch_all, text(sql, true), binds, &mut **tx)),
+            Self::Postgres(tx) => answered(async { all(&run!(fetch_all, text(sql, true), binds, &mut **tx)) }).await,
         }
     }
 }

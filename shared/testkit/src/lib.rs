@@ -4,11 +4,13 @@ mod clock;
 pub mod mongodb;
 pub mod outbox;
 pub mod real;
+mod wire;
 mod world;
 
 use std::{future::Future, time::Duration};
 
 pub use clock::ManualClock;
+pub use wire::Wire;
 pub use world::World;
 
 /// How long [`until`] waits: long enough for a loaded machine, short enough to notice.

@@ -13,5 +13,6 @@ mod clock;
 mod drones;
 mod process;
 mod scenarios;
+mod second;
 mod stores;
 mod world;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Bucket, Lease, OutboxError, OutboxRow, OutboxSource, Place, fair_share};
 use crate::{
     keys::part_of,
-    postgres::{Hearing, Postgres, retried},
+    postgres::{Hearing, Postgres, answered, retried},
 };
 
 /// Buckets of an outbox: a few for each of the replicas that one would run. Fixed, since rows carry theirs.
@@ -157,32 +157,33 @@ fn row_from(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
 #[async_trait]
 impl OutboxSource for PostgresOutbox {
     async fn lease(&self, owner: &str, now: Timestamp, until: Timestamp) -> Result<Vec<Bucket>, OutboxError> {
-        Ok(retried(|| self.renew(owner, now, until)).await?)
+        Ok(retried(|| answered(self.renew(owner, now, until))).await?)
     }
 
     async fn read(&self, buckets: &[Bucket], limit: usize) -> Result<Vec<OutboxRow>, OutboxError> {
         // No cursor is kept: a sequence is drawn before the commit, so a lower number may still appear. Within a key it
         // cannot, since whoever writes next waits for the lock of the row that the events are about.
-        let rows = sqlx::query(
+        let found = sqlx::query(
             "select seq, id, topic, key, kind, source, time, traceparent, data from outbox
              where bucket = any($1) order by seq limit $2",
         )
         .bind(signed(buckets))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&self.store.pool)
-        .await?;
+        .fetch_all(&self.store.pool);
+        let rows = answered(found).await?;
         Ok(rows.iter().map(row_from).collect::<Result<_, _>>()?)
     }
 
     async fn delete(&self, places: &[Place]) -> Result<(), OutboxError> {
         let seqs: Vec<i64> =
             places.iter().filter_map(|place| if let Place::Row(seq) = place { Some(*seq) } else { None }).collect();
-        sqlx::query("delete from outbox where seq = any($1)").bind(seqs).execute(&self.store.pool).await?;
+        answered(sqlx::query("delete from outbox where seq = any($1)").bind(seqs).execute(&self.store.pool)).await?;
         Ok(())
     }
 
     async fn backlog(&self) -> Result<u64, OutboxError> {
-        let (count,): (i64,) = sqlx::query_as("select count(*) from outbox").fetch_one(&self.store.pool).await?;
+        let counted = sqlx::query_as("select count(*) from outbox").fetch_one(&self.store.pool);
+        let (count,): (i64,) = answered(counted).await?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 

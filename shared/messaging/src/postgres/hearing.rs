@@ -9,6 +9,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+use super::answered;
+
 /// How long a channel may be silent before its connection is tried: one whose other end is gone without a word, behind a
 /// lost route, is silent for ever.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -76,7 +78,7 @@ impl Ear {
         let mut listener = PgListener::connect_with(pool).await?;
         // The loss of the connection must be heard of: so it is not made again unasked.
         listener.eager_reconnect(false);
-        listener.listen(channel).await?;
+        answered(listener.listen(channel)).await?;
         Ok(Self { listener, alive_at: Instant::now(), lost: false })
     }
 

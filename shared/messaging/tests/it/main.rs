@@ -5,6 +5,7 @@
 mod consumer;
 mod embedded;
 mod engine;
+mod hanging;
 mod kafka;
 mod log_contract;
 mod on_postgres;

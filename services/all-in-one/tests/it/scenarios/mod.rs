@@ -5,6 +5,8 @@ mod authorization;
 mod bad_input;
 mod cancel;
 mod crash;
+mod degraded;
+mod hanging_stores;
 mod happy_path;
 mod idempotency;
 mod lost_drone;

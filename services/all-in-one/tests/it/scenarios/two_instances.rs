@@ -2,62 +2,23 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use chassis::Node;
 use contracts::{Clock, DeliveryId, DroneId, Stage, SystemClock, Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{Answer, User, wish, with},
+    api::{User, wish, with},
+    second::Second,
     world::{World, within},
 };
 
-/// A second instance of a service beside the one in the world's system. Dropped, it is cut off.
-struct Second {
-    url: String,
-    tasks: JoinSet<anyhow::Result<()>>,
-}
-
-impl Second {
-    async fn of(world: &World, service: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let node = Node {
-            service,
-            instance: format!("{service}-{}", world.clock.new_id()),
-            listener,
-            log: world.log().clone(),
-            shutdown: CancellationToken::new(),
-            peers: world.peers().clone(),
-            clock: world.clock.clone(),
-            verifier: world.issuer().verifier(),
-            issuer: world.issuer().clone(),
-            region: contracts::api::default_region(),
-        };
-        let stores = world.stores.clone();
-        let mut tasks = JoinSet::new();
-        match service {
-            "delivery" => {
-                tasks.spawn(delivery::run(delivery::Config { store: stores.delivery, sole_owner: None }, node))
-            }
-            "fleet" => tasks.spawn(fleet::run(fleet::Config { store: stores.fleet }, node)),
-            other => panic!("no second {other}"),
-        };
-        Self { url, tasks }
-    }
-
-    /// Asks this instance for a delivery; it is accepted.
-    async fn order(&mut self, user: &User<'_>) {
-        if let Some(ended) = self.tasks.try_join_next() {
-            panic!("the second instance has ended: {ended:?}");
-        }
-        let request = user.world.http.request(Method::POST, format!("{}/deliveries", self.url));
-        let answer = Answer::of(request.bearer_auth(&user.token).json(&wish_in_the_city())).await;
-        assert_eq!(answer.status, 202, "{}", answer.text);
-        user.world.note_accepted(answer.body["delivery_id"].as_str().unwrap().parse().unwrap());
-    }
+/// Asks an instance of delivery for a delivery; it is accepted.
+async fn order_at(second: &mut Second, user: &User<'_>) {
+    let answer = second.ask(user, Method::POST, "/deliveries", Some(&wish_in_the_city())).await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    user.world.note_accepted(answer.body["delivery_id"].as_str().unwrap().parse().unwrap());
 }
 
 /// A kilometre through the city that the simulator's drones are based in.
@@ -95,7 +56,7 @@ async fn one_is_cut_off_and_the_other_brings_everything_to_its_end() {
         if number % 8 == 0 {
             assert_eq!(alice.cancel(at_the_first).await.status, 200);
         }
-        second_delivery.order(&dave).await;
+        order_at(&mut second_delivery, &dave).await;
         SystemClock.sleep(Duration::from_millis(100)).await;
     }
     // No farewell: what they had leased, reserved and read is left as it is.
