@@ -62,7 +62,6 @@ pub(crate) fn router(state: AppState) -> Router {
         .route("/deliveries/{id}/events", get(watch_one))
         .route("/queries/statuses", post(statuses))
         .route("/operations/sagas", get(sagas))
-        .route("/health/ready", get(ready))
         .with_state(state)
 }
 
@@ -335,9 +334,4 @@ async fn sagas(State(state): State<AppState>, caller: Caller) -> Result<Json<Sag
     caller.may(&Action::Operate)?;
     let summary = state.ledger.store.summary(state.ledger.clock.now()).await?;
     Ok(Json(Sagas { summary, since_start: state.ledger.committed() }))
-}
-
-async fn ready(State(state): State<AppState>) -> Result<&'static str, ApiError> {
-    state.ledger.load(DeliveryId(uuid::Uuid::nil())).await?;
-    Ok("ready")
 }

@@ -22,7 +22,7 @@ mod reconcile;
 mod retention;
 pub mod store;
 
-use chassis::{Node, auth::Authenticator, supervise, supervise::Tasks};
+use chassis::{Node, Readiness, auth::Authenticator, supervise, supervise::Tasks};
 use messaging::{Consumer, outbox::Relay};
 
 use crate::{driver::Driver, ledger::Ledger, live::Live, participants::Participants};
@@ -53,6 +53,10 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     };
     let (history, lookup) = (node.peer("history")?, node.peer("lookup")?);
     let authenticator = Authenticator::of(&node);
+    let readiness = Readiness::new()
+        .store(&store, |store| async move { store.ping().await })
+        .event_log(&node.log)
+        .peers([&peers.package, &peers.fleet, &peers.tracking, &history, &lookup]);
     let Node { listener, log, shutdown, clock, region, instance, .. } = node;
 
     let mut tasks = Tasks::new();
@@ -77,7 +81,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     spawn(&mut tasks, retention::run(ledger.clone(), history, lookup, shutdown.clone()));
 
     let state = http::AppState { ledger, driver, authenticator, region, shutdown: shutdown.clone() };
-    tasks.spawn(chassis::serve(listener, http::router(state), shutdown.clone()));
+    tasks.spawn(chassis::serve(listener, http::router(state), readiness, shutdown.clone()));
     supervise("delivery", tasks, shutdown).await
 }
 

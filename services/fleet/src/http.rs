@@ -61,7 +61,6 @@ pub(crate) fn router(app: App) -> Router {
         .route("/drones/events", get(watch))
         .route("/drones/{drone_id}", get(read).put(register).delete(retire))
         .route("/drones/{drone_id}/fail", post(fail))
-        .route("/health/ready", get(ready))
         .with_state(app)
 }
 
@@ -270,9 +269,4 @@ async fn fail(
         return Err(ApiError::conflict("the drone is retired"));
     }
     Ok(Json(drone.view()))
-}
-
-async fn ready(State(app): State<App>) -> Result<&'static str, ApiError> {
-    app.fleet.store.last_change().await.map_err(|error| store_failed(&error))?;
-    Ok("ready")
 }

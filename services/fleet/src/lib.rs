@@ -29,7 +29,7 @@ mod upkeep;
 pub use audit::{AuditReservation, audit_scan};
 
 use anyhow::Context;
-use chassis::{Node, auth::Authenticator, supervise::Tasks};
+use chassis::{Node, Readiness, auth::Authenticator, supervise::Tasks};
 use contracts::events::Topic;
 use messaging::{Consumer, outbox::Relay};
 
@@ -54,6 +54,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let mut tasks: Tasks = Tasks::new();
     let desk = Desk::open(&fleet, &mut tasks);
     let authenticator = Authenticator::of(&node);
+    let readiness = Readiness::new().store(&store, |store| async move { store.ping().await }).event_log(&node.log);
     let Node { listener, log, shutdown, clock, instance, .. } = node;
 
     let relay = Relay { source: outbox, log: log.clone(), signal, clock: clock.clone(), owner: instance };
@@ -68,7 +69,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     spawn(&mut tasks, feed.clone().run(clock, shutdown.clone()));
 
     let app = App { fleet, desk, feed, authenticator, shutdown: shutdown.clone() };
-    tasks.spawn(chassis::serve(listener, http::router(app), shutdown.clone()));
+    tasks.spawn(chassis::serve(listener, http::router(app), readiness, shutdown.clone()));
     chassis::supervise("fleet", tasks, shutdown).await
 }
 

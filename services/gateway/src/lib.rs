@@ -27,9 +27,11 @@ pub struct Config {
 
 /// Serves the public API until the node's shutdown.
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
-    let router = http::router(http::Gateway::new(&node)?, &config);
+    let gateway = http::Gateway::new(&node)?;
+    let readiness = gateway.readiness();
+    let router = http::router(gateway, &config);
     let mut tasks = Tasks::new();
-    tasks.spawn(chassis::serve(node.listener, router, node.shutdown.clone()));
+    tasks.spawn(chassis::serve(node.listener, router, readiness, node.shutdown.clone()));
     chassis::supervise("gateway", tasks, node.shutdown).await
 }
 

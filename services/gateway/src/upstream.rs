@@ -60,8 +60,10 @@ impl Source {
 /// What a followed stream says.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Heard<T> {
-    /// It begins, or begins again: something may have been missed.
+    /// Its source answers, for the first time or again: something may have been missed.
     Connected,
+    /// Its source does not answer. It is asked on, and heard of again when it does.
+    Lost,
     /// A message.
     Message(T),
 }
@@ -71,7 +73,7 @@ pub(crate) fn follow<T: DeserializeOwned + Send + 'static>(
     source: Source,
     first: Option<Response>,
 ) -> BoxStream<'static, Heard<T>> {
-    let following = Following { source, messages: None, first };
+    let following = Following { source, messages: None, first, is_lost: false };
     stream::unfold(following, async |mut following| following.next().await.map(|heard| (heard, following))).boxed()
 }
 
@@ -79,6 +81,8 @@ struct Following<T> {
     source: Source,
     messages: Option<BoxStream<'static, T>>,
     first: Option<Response>,
+    /// As it was told last.
+    is_lost: bool,
 }
 
 impl<T: DeserializeOwned + Send + 'static> Following<T> {
@@ -90,6 +94,8 @@ impl<T: DeserializeOwned + Send + 'static> Following<T> {
                 }
                 self.messages = None;
                 self.source.clock.sleep(RECONNECT).await;
+            } else if self.is_lost {
+                self.source.clock.sleep(RECONNECT).await;
             }
             let opened = match self.first.take() {
                 Some(response) => Ok(response),
@@ -97,11 +103,19 @@ impl<T: DeserializeOwned + Send + 'static> Following<T> {
             };
             match opened {
                 Ok(response) => {
+                    self.is_lost = false;
                     self.messages = Some(messages(response).boxed());
                     return Some(Heard::Connected);
                 }
-                Err(PeerError::Unavailable { .. }) => self.source.clock.sleep(RECONNECT).await,
+                Err(PeerError::Unavailable { .. }) if self.is_lost => {}
+                Err(PeerError::Unavailable { .. }) => {
+                    self.is_lost = true;
+                    return Some(Heard::Lost);
+                }
                 Err(error) if error.refused_with() == Some(404) && self.source.absent == Absent::MayCome => {
+                    if std::mem::take(&mut self.is_lost) {
+                        return Some(Heard::Connected);
+                    }
                     self.source.clock.sleep(RECONNECT).await;
                 }
                 Err(_) => return None,

@@ -20,7 +20,7 @@ mod fixtures;
 
 use std::{sync::Arc, time::Duration};
 
-use chassis::{Node, auth::Authenticator, supervise::Tasks};
+use chassis::{Node, Readiness, auth::Authenticator, supervise::Tasks};
 use contracts::{Clock, events::Topic};
 use messaging::outbox::chain;
 use tokio_util::sync::CancellationToken;
@@ -118,9 +118,11 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         tasks.spawn(until_shutdown(maintain(table, keys, clock, config.compact_interval, shutdown)));
     }
 
+    let table = &lake.deliveries;
+    let readiness = Readiness::new().store(table, |table| async move { table.ping().await }).event_log(&node.log);
     let reader = Arc::new(Reader::new(lake.deliveries, delivery_keys));
     let router = http::router(AppState { reader, authenticator: Authenticator::of(&node) });
-    tasks.spawn(chassis::serve(node.listener, router, node.shutdown.clone()));
+    tasks.spawn(chassis::serve(node.listener, router, readiness, node.shutdown.clone()));
     chassis::supervise(node.service, tasks, node.shutdown).await
 }
 

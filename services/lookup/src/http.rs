@@ -6,7 +6,7 @@ use auth::Action;
 use axum::{
     Router,
     extract::{FromRef, State},
-    routing::{get, post},
+    routing::post,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chassis::{
@@ -31,7 +31,6 @@ pub(crate) fn router(node: &Node, store: Arc<dyn Store>) -> Router {
         .route("/queries/history", post(history))
         .route("/queries/delivery", post(delivery))
         .route("/queries/contains", post(contains))
-        .route("/health/ready", get(ready))
         .with_state(Api { authenticator: Authenticator::of(node), store })
 }
 
@@ -106,9 +105,4 @@ async fn contains(State(api): State<Api>, _: ServiceCaller, Json(asked): Json<Id
     }
     let ids = api.store.contains(&asked.ids).await.map_err(|error| ApiError::unavailable(&error))?;
     Ok(Json(Ids { ids }))
-}
-
-async fn ready(State(api): State<Api>) -> Result<&'static str, ApiError> {
-    api.store.ready().await.map_err(|error| ApiError::unavailable(&error))?;
-    Ok("ready")
 }

@@ -15,7 +15,7 @@ mod store;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use chassis::{Node, janitor};
+use chassis::{Node, Readiness, janitor};
 use clap::Args;
 use contracts::{Clock, events::Topic};
 use messaging::Consumer;
@@ -47,6 +47,7 @@ pub struct Config {
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let store = store::open(&config.store).await.context("LOOKUP_STORE cannot be opened")?;
     let router = http::router(&node, store.clone());
+    let readiness = Readiness::new().store(&store, |store| async move { store.ready().await }).event_log(&node.log);
     let handler = FinishedDeliveries { store: store.clone(), clock: node.clock.clone() };
     let consumer = Consumer { log: node.log, clock: node.clock.clone(), group: "lookup", topics: &[Topic::Delivery] };
     let shutdown = node.shutdown;
@@ -57,7 +58,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         Ok(())
     });
     tasks.spawn(sweep(store, node.clock, sweeping));
-    tasks.spawn(chassis::serve(node.listener, router, shutdown.clone()));
+    tasks.spawn(chassis::serve(node.listener, router, readiness, shutdown.clone()));
     chassis::supervise("lookup", tasks, shutdown).await
 }
 

@@ -28,7 +28,6 @@ pub(crate) fn router(node: &Node, store: Arc<dyn Store>, ingest: Ingest) -> Rout
         .route("/commands/register", post(register))
         .route("/commands/withdraw", post(withdraw))
         .route("/packages/{delivery_id}", get(package))
-        .route("/health/ready", get(ready))
         .with_state(Api { authenticator: Authenticator::of(node), store, ingest })
 }
 
@@ -93,9 +92,4 @@ async fn package(
     let record = found.ok_or_else(ApiError::not_found)?;
     caller.sees(&auth::Action::ReadDelivery { owner: &record.customer_id })?;
     Ok(Json(record))
-}
-
-async fn ready(State(api): State<Api>) -> Result<&'static str, ApiError> {
-    api.store.ready().await.map_err(|error| ApiError::unavailable(&error))?;
-    Ok("ready")
 }

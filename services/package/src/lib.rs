@@ -15,7 +15,7 @@ mod store;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use chassis::{Node, janitor};
+use chassis::{Node, Readiness, janitor};
 use clap::Args;
 use contracts::{Clock, events::Topic};
 use messaging::{Consumer, outbox::Relay};
@@ -54,6 +54,8 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let opened = opened.context("PACKAGE_STORE cannot be opened")?;
     let (ingest, worker) = store::ingest(opened.store.clone());
     let router = http::router(&node, opened.store.clone(), ingest);
+    let readiness =
+        Readiness::new().store(&opened.store, |store| async move { store.ready().await }).event_log(&node.log);
     let relay = Relay {
         source: opened.outbox,
         log: node.log.clone(),
@@ -79,7 +81,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         Ok(())
     });
     tasks.spawn(sweep(opened.store, node.clock, sweeping));
-    tasks.spawn(chassis::serve(node.listener, router, shutdown.clone()));
+    tasks.spawn(chassis::serve(node.listener, router, readiness, shutdown.clone()));
     chassis::supervise("package", tasks, shutdown).await
 }
 

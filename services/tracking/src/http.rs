@@ -6,7 +6,7 @@ use auth::{Action, Identity};
 use axum::{
     Router,
     extract::{FromRef, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -62,7 +62,6 @@ pub(crate) fn router(state: AppState) -> Router {
         .route("/flights/{delivery_id}", get(flight))
         .route("/flights/{delivery_id}/events", get(flight_events))
         .route("/missions", get(missions))
-        .route("/health/ready", get(ready))
         .with_state(state)
 }
 
@@ -223,11 +222,6 @@ async fn missions(State(state): State<AppState>, caller: Caller, headers: Header
 fn wants_stream(headers: &HeaderMap) -> bool {
     let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepted.any(|value| value.contains("text/event-stream"))
-}
-
-async fn ready(State(state): State<AppState>) -> Result<(StatusCode, &'static str), ApiError> {
-    state.store.ping().await?;
-    Ok((StatusCode::OK, "ready"))
 }
 
 #[cfg(test)]

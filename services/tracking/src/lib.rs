@@ -26,7 +26,7 @@ mod tracker;
 use std::sync::Arc;
 
 use anyhow::Context;
-use chassis::{Node, auth::Authenticator, supervise::Tasks};
+use chassis::{Node, Peer, Readiness, auth::Authenticator, supervise::Tasks};
 use contracts::{
     DeliveryId,
     events::{StageTime, Topic},
@@ -43,6 +43,7 @@ use crate::{
     live::Live,
     missions::{Feed, Missions},
     reconcile::Reconciler,
+    store::Store,
     tracker::{Parts, Tracker},
 };
 
@@ -62,6 +63,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let shutdown = node.shutdown.clone();
     let authenticator = Authenticator::of(&node);
     let delivery = node.peer("delivery")?;
+    let readiness = readiness(&store, &node, &delivery);
     let clock = node.clock.clone();
     let (outbox, wake, live) = (OutboxSignal::default(), Arc::new(Notify::new()), Live::default());
     let missions = Missions::new(store.clone(), clock.clone());
@@ -123,8 +125,12 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         janitor::run(store, clock, token).await;
         Ok(())
     });
-    tasks.spawn(chassis::serve(node.listener, router, shutdown.clone()));
+    tasks.spawn(chassis::serve(node.listener, router, readiness, shutdown.clone()));
     chassis::supervise("tracking", tasks, shutdown).await
+}
+
+fn readiness(store: &Arc<dyn Store>, node: &Node, delivery: &Peer) -> Readiness {
+    Readiness::new().store(store, |store| async move { store.ping().await }).event_log(&node.log).peers([delivery])
 }
 
 /// A flight as the audit sees it.

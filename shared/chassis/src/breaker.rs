@@ -51,6 +51,14 @@ impl Breaker {
         }
     }
 
+    /// Whether nobody would be let through now. Unlike [`Self::admits`] it makes nobody the probe.
+    pub(crate) fn holds_back(&self, now: Instant) -> bool {
+        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Closed { .. } => false,
+            State::Open { until } | State::HalfOpen { until } => now < until,
+        }
+    }
+
     /// An answer came, whatever it says. True where that closed the breaker.
     pub(crate) fn answered(&self) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,7 +107,9 @@ mod tests {
         let now = Instant::now();
         let breaker = opened(now);
         assert!(!breaker.admits(now) && !breaker.admits(now + OPEN - Duration::from_millis(1)));
+        assert!(breaker.holds_back(now) && !breaker.holds_back(now + OPEN));
         assert!(breaker.admits(now + OPEN));
+        assert!(breaker.holds_back(now + OPEN), "somebody else is the probe");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use contracts::{
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{ApiError, failover::Replicas};
+use crate::{ApiError, failover::Replicas, serve::LIVE};
 
 /// How long a peer may take to answer: far above any batch, well below a lease.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(3);
@@ -145,6 +145,12 @@ impl Peer {
     /// The peer's name.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether there is any use in calling it: whether a replica says that it lives, and not all of them failed a moment
+    /// ago. What it depends on itself is for it to say, so that no failure is told by everybody.
+    pub async fn lives(&self, deadline: Duration) -> Result<(), PeerError> {
+        self.replicas.any(&self.http, LIVE, deadline).await.map_err(|error| self.unavailable(error))
     }
 
     /// A request in the name of this service, to be sent by [`Self::send`] or [`Self::fetch`]. `path` begins with a

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use futures::future::select_ok;
 use reqwest::{Request, RequestBuilder, Response, Url};
 
 use crate::{breaker::Breaker, client::URL_SEPARATORS};
@@ -67,6 +68,21 @@ impl Replicas {
     /// The URL of a path as requests are built with; [`Self::send`] decides where they go.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("{}{path}", self.all[0].base)
+    }
+
+    /// Asks every replica at once for `path`, past the breakers: one that is slow to say how it is must not be left alone
+    /// for it. Answers at the first success, and fails with what the last one said.
+    pub(crate) async fn any(&self, http: &reqwest::Client, path: &str, deadline: Duration) -> Result<(), Cause> {
+        let now = Instant::now();
+        if self.all.iter().all(|replica| replica.breaker.holds_back(now)) {
+            return Err(AllOpen.into());
+        }
+        let ask = |replica: &Replica| {
+            let asked = http.get(format!("{}{path}", replica.base)).timeout(deadline).send();
+            Box::pin(async { asked.await?.error_for_status() })
+        };
+        select_ok(self.all.iter().map(ask)).await?;
+        Ok(())
     }
 
     /// Sends to the replica whose turn it is. Where no connection could be made, the request cannot have reached anybody,

@@ -14,6 +14,7 @@ pub mod extract;
 mod failover;
 pub mod janitor;
 pub mod node;
+mod readiness;
 pub mod serve;
 pub mod stream;
 pub mod supervise;
@@ -24,6 +25,7 @@ pub use config::main;
 pub use extract::{Json, Path, Query};
 pub use janitor::janitor;
 pub use node::{Node, Peers};
+pub use readiness::Readiness;
 pub use serve::serve;
 pub use supervise::supervise;
 

@@ -16,7 +16,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::ApiError;
+use crate::{ApiError, Readiness};
+
+/// Where a process says that it runs: it is asked by nobody else, so that it is restarted for no fault but its own.
+pub(crate) const LIVE: &str = "/health/live";
+
+/// Where a service says whether requests are worth sending to it.
+const READY: &str = "/health/ready";
 
 /// The largest body where a route does not say otherwise: a full array of commands fits.
 pub const BODY_LIMIT_BYTES: usize = 4 * 1024 * 1024;
@@ -41,9 +47,15 @@ struct Limits {
 
 /// Serves `router` until `shutdown`, then lets open requests end. Adds the health endpoints and problem+json for what
 /// no route takes.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let app = router
-        .route("/health/live", get(|| async { "live" }))
+        .route(LIVE, get(|| async { "live" }))
+        .route(READY, readiness.route())
         .fallback(|| async { ApiError::not_found() })
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));

@@ -86,6 +86,9 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// The topic's own id: another one after the topic was deleted and made again.
     async fn topic_id(&self, topic: &str) -> Result<String, LogError>;
+
+    /// Whether it answers; asks it the least that there is.
+    async fn ping(&self) -> Result<(), LogError>;
 }
 
 /// One member of a consumer group. Dropping it leaves the group.

@@ -168,6 +168,16 @@ impl Engine {
         }
     }
 
+    /// Whether it answers; asks it the least that there is.
+    pub async fn ping(&self) -> Result<(), Error> {
+        // A table and not a constant, which would be answered without the file.
+        let sql = match self {
+            Self::Sqlite(_) => "select 1 from sqlite_schema limit 1",
+            Self::Postgres(_) => "select until_ms from relay_leases limit 1",
+        };
+        self.read(sql, &[]).await.map(|_| ())
+    }
+
     /// Hears what is said on a channel; none on SQLite, where the writer of a file is its reader, too.
     pub fn hearing(&self, channel: &str) -> Option<Hearing> {
         match self {
@@ -393,6 +403,7 @@ mod tests {
         assert_eq!(found[0].optional_int(0).unwrap(), None);
         assert!(found[0].text(1).is_err() && found[0].int(0).is_err());
         assert_eq!(outbox.backlog().await.unwrap(), 0);
+        engine.ping().await.unwrap();
         assert!(Raw::open(url).await.unwrap().read("select id from things").await.unwrap().len() == 2);
     }
 

@@ -91,9 +91,7 @@ impl World {
     async fn start(&mut self) {
         let lock = self.data.lock().unwrap();
         let shutdown = CancellationToken::new();
-        let system = System::start(&self.data, &self.stores, 0, self.clock.clone(), shutdown.clone())
-            .await
-            .unwrap();
+        let system = System::start(&self.data, &self.stores, 0, self.clock.clone(), shutdown.clone()).await.unwrap();
         let (url, log) = (system.url(), system.log.clone());
         let (peers, issuer) = (system.peers.clone(), system.issuer.clone());
         let mut serving = JoinSet::new();

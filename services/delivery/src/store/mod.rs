@@ -193,6 +193,9 @@ pub trait Store: Send + Sync + 'static {
     /// at a time; cancel-safe.
     async fn changed_elsewhere(&self) -> Result<Elsewhere, StoreError>;
 
+    /// Whether it answers; asks it the least that there is.
+    async fn ping(&self) -> Result<(), StoreError>;
+
     /// Counts.
     async fn summary(&self, now: Timestamp) -> Result<Summary, StoreError>;
 

@@ -200,6 +200,9 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// The number of the last change.
     async fn last_change(&self) -> Result<i64, StoreError>;
 
+    /// Whether it answers; asks it the least that there is.
+    async fn ping(&self) -> Result<(), StoreError>;
+
     /// Deletes reservations that ended before, at most `limit`; how many.
     async fn forget(&self, ended_before: Timestamp, limit: usize) -> Result<u64, StoreError>;
 }

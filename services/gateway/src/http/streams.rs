@@ -67,7 +67,16 @@ pub(super) async fn delivery(
         }
         Err(error) => return Err(error.into()),
     };
-    let live = Live { gateway: gateway.clone(), caller: user.0, id, records, flights: None, parts: None, last: None };
+    let live = Live {
+        gateway: gateway.clone(),
+        caller: user.0,
+        id,
+        records,
+        flights: None,
+        parts: None,
+        last: None,
+        is_cut_off: false,
+    };
     let updates = stream::unfold(live, async |mut live| live.next().await.map(|update| (update, live)));
     Ok(answer(&gateway, updates.take_until(ends), place))
 }
@@ -145,6 +154,8 @@ struct Live {
     /// `None` until the first record.
     parts: Option<Parts>,
     last: Option<DeliveryRecord>,
+    /// From delivery: what it said last may not be so any more.
+    is_cut_off: bool,
 }
 
 impl Live {
@@ -175,7 +186,14 @@ impl Live {
     }
 
     async fn take_record(&mut self, heard: Heard<DeliveryRecord>) -> Option<LiveUpdate> {
-        let Heard::Message(record) = heard else { return None };
+        let record = match heard {
+            Heard::Message(record) => record,
+            Heard::Connected | Heard::Lost => {
+                let is_cut_off = matches!(heard, Heard::Lost);
+                let was_cut_off = std::mem::replace(&mut self.is_cut_off, is_cut_off);
+                return if is_cut_off == was_cut_off { None } else { self.as_it_stands() };
+            }
+        };
         let older = self.last.as_ref().is_some_and(|last| record.version <= last.version);
         if older || record.delivery_id != self.id || sees(&self.caller, &record).is_err() {
             return None;
@@ -188,11 +206,20 @@ impl Live {
             let tracking = &self.gateway.services.tracking;
             self.flights = Some(follow(source(&self.gateway, &self.caller, tracking, path, Absent::MayCome), None));
         }
-        let parts = self.parts.get_or_insert(Parts::NONE);
-        let delivery = view(&record, parts);
-        // From here on the flight's own reports tell of the battery.
-        parts.drone = Part::Absent;
         self.last = Some(record);
+        let update = self.as_it_stands();
+        if let Some(parts) = &mut self.parts {
+            // From here on the flight's own reports tell of the battery.
+            parts.drone = Part::Absent;
+        }
+        update
+    }
+
+    fn as_it_stands(&self) -> Option<LiveUpdate> {
+        let mut delivery = view(self.last.as_ref()?, self.parts.as_ref()?);
+        if self.is_cut_off {
+            delivery.degraded.insert(0, "delivery".to_owned());
+        }
         Some(LiveUpdate::Delivery { delivery })
     }
 
@@ -202,11 +229,22 @@ impl Live {
             self.flights = Some(stream::pending().boxed());
             return None;
         };
-        let Heard::Message(progress) = heard else { return None };
+        let parts = self.parts.as_mut()?;
+        let progress = match heard {
+            Heard::Message(progress) => progress,
+            // Its first message follows, unless there is no flight yet.
+            Heard::Connected if parts.flight == Part::Missing => {
+                parts.flight = Part::Absent;
+                return self.as_it_stands();
+            }
+            Heard::Lost if parts.flight != Part::Missing => {
+                parts.flight = Part::Missing;
+                return self.as_it_stands();
+            }
+            Heard::Connected | Heard::Lost => return None,
+        };
         let attempt = self.last.as_ref().map(|record| record.attempt);
-        if let Some(parts) = &mut self.parts {
-            parts.flight = Part::Known(progress.clone());
-        }
+        parts.flight = Part::Known(progress.clone());
         // A flight that is ahead of its delivery is told with the delivery's next record.
         (attempt == Some(progress.attempt)).then_some(LiveUpdate::Flight { progress })
     }
@@ -233,6 +271,7 @@ impl All {
                         self.ready = self.current().await;
                         continue;
                     }
+                    Heard::Lost => continue,
                 },
             };
             if sees(&self.caller, &record).is_ok() && self.is_new(&record) {

@@ -4,7 +4,7 @@ use contracts::{Clock, events::CloudEvent};
 use gateway::Config;
 use reqwest::Method;
 use serde_json::{Value, json};
-use testkit::World;
+use testkit::{World, until};
 
 use crate::{
     bodies::{DRONE, drone, fleet_drone},
@@ -130,6 +130,32 @@ async fn status_readiness_and_pages_need_no_token() {
     for path in ["/health/live", "/health/ready"] {
         assert_eq!(stage.anonymous(Method::GET, path).send().await.unwrap().status(), 200, "{path}");
     }
+}
+
+/// The gateway's health: its status as a word, and the peers that are down.
+async fn health(stage: &Stage) -> (u16, Value, Vec<String>) {
+    let (status, body) = json_of(stage.anonymous(Method::GET, "/health/ready")).await;
+    let dependencies = body["dependencies"].as_array().unwrap();
+    let down = dependencies.iter().filter(|one| one["status"] == "down");
+    (status, body["status"].clone(), down.map(|one| one["name"].as_str().unwrap().to_owned()).collect())
+}
+
+#[tokio::test]
+async fn without_delivery_the_gateway_is_not_ready_and_without_another_it_is_degraded() {
+    let stage = Stage::new().await;
+    let others = ["package", "fleet", "tracking", "history", "lookup"];
+    for name in others.into_iter().chain(["delivery"]) {
+        stage.peer(name).on("GET /health/live", 200, json!("live"));
+    }
+    assert_eq!(health(&stage).await, (200, json!("ready"), vec![]));
+    for name in others {
+        stage.peer(name).silent("GET /health/live");
+    }
+    let degraded = (200, json!("degraded"), others.map(str::to_owned).to_vec());
+    until("the gateway is degraded", async || (health(&stage).await == degraded).then_some(())).await;
     stage.peer("delivery").silent("GET /health/live");
-    assert_eq!(problem_of(stage.anonymous(Method::GET, "/health/ready")).await.0, 503);
+    until("the gateway is not ready", async || (health(&stage).await.0 == 503).then_some(())).await;
+    let (status, problem) = problem_of(stage.anonymous(Method::GET, "/health/ready")).await;
+    let said = "not ready: delivery, package, fleet, tracking, history, lookup down";
+    assert_eq!((status, problem.detail.as_deref()), (503, Some(said)));
 }

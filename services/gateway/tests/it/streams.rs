@@ -107,6 +107,38 @@ async fn a_stream_outlives_a_restart_of_its_sources() {
 }
 
 #[tokio::test]
+async fn a_stream_goes_on_without_its_sources_and_says_what_it_lacks() {
+    let stage = Stage::new().await;
+    let (delivery, tracking) = (stage.peer("delivery"), stage.peer("tracking"));
+    let (records, flights) = (format!("GET /deliveries/{DELIVERY}/events"), format!("GET /flights/{DELIVERY}/events"));
+    let in_flight = record(DELIVERY, "HeadedToPickup", 3);
+    let said = delivery.stream(&records, std::slice::from_ref(&in_flight));
+    tracking.on(&format!("GET /flights/{DELIVERY}"), 503, Value::Null);
+    tracking.on(&flights, 503, Value::Null);
+    let response = stage.alice(Method::GET, &format!("/api/deliveries/{DELIVERY}/events")).send().await.unwrap();
+    let mut watcher = Watcher::new(response);
+    let degraded = |update: &Value| (update["type"].clone(), update["delivery"]["degraded"].clone());
+    let lacks = |names: &[&str]| (json!("delivery"), json!(names));
+    assert_eq!(degraded(&watcher.next().await.unwrap()), lacks(&["tracking"]));
+
+    let moved = tracking.stream(&flights, &[flight(48.851)]);
+    assert_eq!(degraded(&watcher.next().await.unwrap()), lacks(&[]));
+    assert_eq!(watcher.next().await.unwrap()["progress"]["last"]["position"]["latitude"], 48.851);
+    tracking.on(&flights, 503, Value::Null);
+    moved.send("close".to_owned()).unwrap();
+    let lost = watcher.next().await.unwrap();
+    assert_eq!((degraded(&lost), &lost["delivery"]["position"]), (lacks(&["tracking"]), &Value::Null));
+
+    delivery.on(&records, 503, Value::Null);
+    said.send("close".to_owned()).unwrap();
+    assert_eq!(degraded(&watcher.next().await.unwrap()), lacks(&["delivery", "tracking"]));
+    tracking.on(&flights, 404, Value::Null);
+    assert_eq!(degraded(&watcher.next().await.unwrap()), lacks(&["delivery"]), "it answers, though of no flight");
+    delivery.stream(&records, &[in_flight]);
+    assert_eq!(degraded(&watcher.next().await.unwrap()), lacks(&[]));
+}
+
+#[tokio::test]
 async fn a_delivery_from_the_history_is_told_once() {
     let stage = Stage::new().await;
     stage.peer("lookup").on("POST /queries/delivery", 200, record(DELIVERY, "Completed", 9));

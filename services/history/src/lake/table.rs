@@ -16,11 +16,11 @@ use deltalake_core::{
         Action, Add, Remove, Transaction, Version,
         transaction::{CommitBuilder, CommitProperties, TransactionError},
     },
-    logstore::{LogStoreRef, get_actions},
+    logstore::{LogStoreRef, commit_uri_from_version, get_actions},
     operations::create::CreateBuilder,
     protocol::{DeltaOperation, SaveMode, checkpoints},
 };
-use object_store::ObjectStore;
+use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
@@ -149,6 +149,12 @@ impl Table {
     /// The files as last seen.
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether its store answers: has the entry of the last commit that was seen, which is never cleaned up.
+    pub(crate) async fn ping(&self) -> Result<(), LakeError> {
+        self.log.object_store(None).head(&commit_uri_from_version(Some(self.view().version))).await?;
+        Ok(())
     }
 
     /// The files as of at most `age` ago, or as last seen while somebody is committing.

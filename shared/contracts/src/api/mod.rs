@@ -1,6 +1,7 @@
 //! The public HTTP API's bodies. Unknown fields are refused; every number is checked where it comes in.
 
 mod drones;
+mod health;
 mod identity;
 mod problem;
 
@@ -14,6 +15,7 @@ use crate::{
 };
 
 pub use drones::*;
+pub use health::*;
 pub use identity::*;
 pub use problem::*;
 

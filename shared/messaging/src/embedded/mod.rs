@@ -131,6 +131,10 @@ impl EventLog for EmbeddedLog {
         self.shared.write(Write::EnsureTopic(topic.to_owned())).await?;
         self.shared.state.topic_uid(topic).ok_or_else(|| LogError::unavailable(format!("no topic '{topic}'")))
     }
+
+    async fn ping(&self) -> Result<(), LogError> {
+        self.shared.storage.ping().await
+    }
 }
 
 impl Shared {

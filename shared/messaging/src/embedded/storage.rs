@@ -158,6 +158,11 @@ impl Storage {
         Ok(Self { store: sqlite::open(path, MIGRATIONS).await? })
     }
 
+    pub(super) async fn ping(&self) -> WriteResult {
+        let asked = sqlx::query("select 1 from topics limit 1").fetch_optional(&self.store.reader).await;
+        asked.map(|_| ()).map_err(LogError::unavailable)
+    }
+
     pub(super) async fn load(&self) -> Result<Loaded, sqlx::Error> {
         // Behind the last commit of a log that was dropped just now, which may still be under way.
         let mut transaction = self.store.writer.begin_with("BEGIN IMMEDIATE").await?;

@@ -33,6 +33,9 @@ use contracts::events::PARTITIONS;
 /// waits for longer had better be told.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// How long it may take over a ping: who asks has no use for a later answer, and the thread that waits is free again.
+const PING: Duration = Duration::from_secs(1);
+
 /// An event log on a Kafka cluster.
 pub struct KafkaLog {
     brokers: String,
@@ -79,6 +82,10 @@ impl EventLog for KafkaLog {
 
     async fn topic_id(&self, topic: &str) -> Result<String, LogError> {
         self.topics.id(topic).await
+    }
+
+    async fn ping(&self) -> Result<(), LogError> {
+        self.topics.ping().await
     }
 }
 

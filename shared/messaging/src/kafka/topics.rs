@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-use contracts::events::PARTITIONS;
+use contracts::events::{PARTITIONS, Topic};
 use rdkafka::{
     admin::{AdminClient, AdminOptions, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-use super::{ANSWER, blocking, client, names::Names};
+use super::{ANSWER, PING, blocking, client, names::Names};
 use crate::{LogError, dead_letters::TOPIC_SUFFIX};
 
 /// How long a topic keeps its records: a new group finds that much, and a group that was away for longer loses what it
@@ -127,6 +127,12 @@ impl Topics {
             }
         }
         Err(LogError::unavailable(format!("the topic '{full}' has no leaders")))
+    }
+
+    /// Asks a broker for what it knows of one topic.
+    pub(super) async fn ping(&self) -> Result<(), LogError> {
+        let (admin, name) = (self.admin.clone(), self.names.full(Topic::Delivery.name()));
+        blocking(move || admin.inner().fetch_metadata(Some(&name), PING).map(|_| ())).await
     }
 
     /// The topic's own id. One that was made by hand, without [`ID_SETTING`], has only its name and its cluster's id: if

@@ -244,6 +244,9 @@ async fn killed_broker(own: &real::Own) {
     heard.wait_for(|count| *count >= 100).await.unwrap();
     consume(50).await;
     own.kill().await;
+    let asked = Instant::now();
+    assert!(subject.log.ping().await.is_err());
+    assert!(asked.elapsed() < PATIENCE / 2, "a log that is away says so soon, not after {:?}", asked.elapsed());
     tokio::join!(consume(300), own.start_again());
     tasks.join_next().await.unwrap().unwrap();
     until("the lag to be gone", || async {

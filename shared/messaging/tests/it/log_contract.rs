@@ -398,5 +398,6 @@ async fn a_topics_id_is_its_own_and_survives_reopening(subject: Subject) {
     subject.publish("key", 0..1).await;
     assert_eq!(subject.log.topic_id(TOPIC).await.unwrap(), id);
     let subject = subject.reopen().await;
+    subject.log.ping().await.unwrap();
     assert_eq!(subject.log.topic_id(TOPIC).await.unwrap(), id);
 }

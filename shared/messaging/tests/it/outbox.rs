@@ -169,6 +169,10 @@ impl EventLog for Troubled {
     async fn topic_id(&self, topic: &str) -> Result<String, LogError> {
         self.log.topic_id(topic).await
     }
+
+    async fn ping(&self) -> Result<(), LogError> {
+        self.log.ping().await
+    }
 }
 
 /// A test's clock that remembers how long somebody wanted to sleep.

@@ -349,6 +349,10 @@ impl Store for SqlStore {
         Ok(self.news.next().await?)
     }
 
+    async fn ping(&self) -> Result<(), StoreError> {
+        Ok(self.engine.ping().await?)
+    }
+
     async fn summary(&self, now: Timestamp) -> Result<Summary, StoreError> {
         let sql = "select count(*), count(*) filter (where due_ms <= $1) from deliveries where due_ms is not null";
         let rows = self.engine.read(sql, &[ms(now)]).await?;

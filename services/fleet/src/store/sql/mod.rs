@@ -280,6 +280,10 @@ impl Store for SqlStore {
         self.read_last_change().await
     }
 
+    async fn ping(&self) -> Result<(), StoreError> {
+        Ok(self.engine.ping().await?)
+    }
+
     async fn forget(&self, ended_before: Timestamp, limit: usize) -> Result<u64, StoreError> {
         self.delete_ended(ended_before, limit).await
     }

@@ -30,6 +30,10 @@ const LONGEST_RECONNECT: Duration = Duration::from_millis(500);
 /// How often a request is sent anew, after the cluster has moved a slot or elected another primary.
 const CLUSTER_RETRIES: u32 = 3;
 
+/// Requests under way to one node of a cluster: fewer than the driver's buffer holds. A request that waits for room there
+/// is given it, but not woken while the driver looks for the cluster's new shape through the same buffer (redis 1.8.1).
+const CLUSTER_IN_FLIGHT: usize = 32;
+
 /// How long a replica may take to have a write, in milliseconds: replicas answer within a round trip. Everything behind it
 /// on the connection waits as long.
 const REPLICA_DEADLINE_MS: u32 = 100;
@@ -112,6 +116,7 @@ impl Connection {
                 .connection_timeout(CONNECT_DEADLINE)
                 .response_timeout(ANSWER_DEADLINE)
                 .overall_response_timeout(Some(ANSWER_DEADLINE))
+                .connection_concurrency_limit(CLUSTER_IN_FLIGHT)
                 .push_sender(heard)
                 .build()?;
             Link::Cluster(client.get_async_connection().await.context("no node of the cluster answers")?)
@@ -202,8 +207,7 @@ impl Connection {
     /// Whether any primary has a replica; as of a moment ago.
     async fn has_replicas(&self) -> RedisResult<bool> {
         let known = *self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, any)) = known.filter(|(at, _)| at.elapsed() < COUNT_REPLICAS) {
-            let _ = at;
+        if let Some((_, any)) = known.filter(|(at, _)| at.elapsed() < COUNT_REPLICAS) {
             return Ok(any);
         }
         let any = self.replicas_now().await?.iter().any(|(_, count)| *count > 0);
