@@ -19,6 +19,7 @@ use messaging::{
 use testkit::{
     ManualClock,
     mongodb::{Commands, drop_database},
+    real::Own,
     until,
 };
 use tokio::task::JoinSet;
@@ -84,17 +85,9 @@ async fn survives(relaying: Relaying, point: &str, doubled: bool, test: &str) {
     shutdown.cancel();
     relays.join_all().await;
 
-    let mut told = BTreeMap::<String, Vec<String>>::new();
-    let (mut seen, mut again) = (HashSet::new(), HashSet::new());
-    for (key, kind, event) in everything(&*log).await {
-        if seen.insert(event) {
-            told.entry(key).or_default().push(kind);
-        } else {
-            assert!(again.insert(event), "an event came a third time");
-        }
-    }
+    let (told, again) = everything(&*log).await;
     assert_eq!(told, written(&url).await, "every event, and those of a package in their order");
-    assert_eq!(!again.is_empty(), doubled, "{} events were doubled", again.len());
+    assert_eq!(again > 0, doubled, "{again} events were doubled");
     drop_database(&url).await;
 }
 
@@ -123,16 +116,21 @@ async fn relay_until_killed(url: &str, relaying: Relaying) {
     }
 }
 
-/// All that is in the log, in order: key, kind and id.
-async fn everything(log: &dyn EventLog) -> Vec<(String, String, uuid::Uuid)> {
+/// What the log tells of each key, in its order; and how many events came a second time. None comes a third time.
+async fn everything(log: &dyn EventLog) -> (BTreeMap<String, Vec<String>>, usize) {
     let mut subscription = log.subscribe("test", &["package.events"]).await.unwrap();
-    let mut found = Vec::new();
+    let mut told = BTreeMap::<String, Vec<String>>::new();
+    let (mut seen, mut again) = (HashSet::new(), HashSet::new());
     while let Ok(records) = tokio::time::timeout(SILENCE, subscription.next(1_000)).await {
         for record in records.unwrap() {
-            found.push((record.event.key.clone(), record.event.kind.clone(), record.event.id));
+            if seen.insert(record.event.id) {
+                told.entry(record.event.key.clone()).or_default().push(record.event.kind.clone());
+            } else {
+                assert!(again.insert(record.event.id), "{:?} came a third time", record.event);
+            }
         }
     }
-    found
+    (told, again.len())
 }
 
 /// What each package must have told: each of its writes is one event.
@@ -269,6 +267,34 @@ async fn a_stream_that_has_ended_is_begun_anew() {
     subject.opened.store.apply(&[register(2, 1)]).await;
     relay.relays("relay", at(1), 1).await;
     drop_database(&subject.url).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_by_changes_outlives_its_server() {
+    let Some(server) = Own::start("mongo", "TEST_MONGODB_URL").await else { return };
+    let url = server.url.replace("/?", "/package?");
+    let folder = tempfile::tempdir().unwrap();
+    let log_url = format!("embedded:{}", folder.path().join("events.db").display());
+    let (opened, log) = open(&url, &log_url, Relaying::Changes).await;
+    let (store, outbox) = (opened.store.clone(), opened.outbox.clone());
+    let (mut relays, shutdown) = (JoinSet::new(), CancellationToken::new());
+    relays.spawn(relay(opened, log.clone(), "relay").run(shutdown.clone()));
+    for round in 0..2 {
+        for number in 1..=20 {
+            let command = if round == 0 { register(number, 1) } else { withdraw(number, 1) };
+            store.apply(&[command]).await.into_iter().for_each(|outcome| assert!(outcome.is_ok(), "{outcome:?}"));
+        }
+        // Somewhere among them.
+        server.kill().await;
+        server.start_again().await;
+        until("it answers again", || async { store.ready().await.ok() }).await;
+    }
+    until("everything is told", || async { (outbox.backlog().await.ok()? == 0).then_some(()) }).await;
+    shutdown.cancel();
+    relays.join_all().await;
+    let (told, _) = everything(&*log).await;
+    assert_eq!(told, written(&url).await);
+    assert_eq!(told.len(), 20);
 }
 
 #[tokio::test]
