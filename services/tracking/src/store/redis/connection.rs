@@ -11,12 +11,14 @@ use redis::{
     ServerErrorKind, Value,
     aio::{ConnectionManager, ConnectionManagerConfig},
     cluster::ClusterClientBuilder,
-    cluster_async::ClusterConnection,
     cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo},
     cmd,
 };
 
-use super::script::{Call, Script};
+use super::{
+    cluster::Cluster,
+    script::{Call, Script},
+};
 
 /// How long connecting may take: the store is near.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
@@ -29,10 +31,6 @@ const LONGEST_RECONNECT: Duration = Duration::from_millis(500);
 
 /// How often a request is sent anew, after the cluster has moved a slot or elected another primary.
 const CLUSTER_RETRIES: u32 = 3;
-
-/// Requests under way to one node of a cluster: fewer than the driver's buffer holds. A request that waits for room there
-/// is given it, but not woken while the driver looks for the cluster's new shape through the same buffer (redis 1.8.1).
-const CLUSTER_IN_FLIGHT: usize = 32;
 
 /// How long a replica may take to have a write, in milliseconds: replicas answer within a round trip. Everything behind it
 /// on the connection waits as long.
@@ -90,10 +88,9 @@ impl Address {
     }
 }
 
-#[derive(Clone)]
 enum Link {
     Server(ConnectionManager),
-    Cluster(ClusterConnection),
+    Cluster(Box<Cluster>),
 }
 
 /// A connection that mends itself.
@@ -116,10 +113,9 @@ impl Connection {
                 .connection_timeout(CONNECT_DEADLINE)
                 .response_timeout(ANSWER_DEADLINE)
                 .overall_response_timeout(Some(ANSWER_DEADLINE))
-                .connection_concurrency_limit(CLUSTER_IN_FLIGHT)
                 .push_sender(heard)
                 .build()?;
-            Link::Cluster(client.get_async_connection().await.context("no node of the cluster answers")?)
+            Link::Cluster(Box::new(Cluster::open(client).await.context("no node of the cluster answers")?))
         } else {
             let server = address.nodes[0].as_str().into_connection_info()?;
             let speak = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
@@ -150,31 +146,25 @@ impl Connection {
 
     /// Listens on these channels for ever, also after the connection was lost.
     pub(super) async fn listen(&self, channels: &[String]) -> RedisResult<()> {
-        match self.link.clone() {
-            Link::Server(mut link) => link.subscribe(channels).await,
-            Link::Cluster(mut link) => {
-                // One by one: they are on different nodes.
-                for channel in channels {
-                    link.ssubscribe(channel).await?;
-                }
-                Ok(())
-            }
+        match &self.link {
+            Link::Server(link) => link.clone().subscribe(channels).await,
+            Link::Cluster(cluster) => cluster.listen(channels).await,
         }
     }
 
     /// One command about one key.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        match self.link.clone() {
-            Link::Server(mut link) => command.query_async(&mut link).await,
-            Link::Cluster(mut link) => command.query_async(&mut link).await,
+        match &self.link {
+            Link::Server(link) => command.query_async(&mut link.clone()).await,
+            Link::Cluster(cluster) => cluster.with(async |mut link| command.query_async(&mut link).await).await,
         }
     }
 
     /// Commands about keys of one bucket, in one go.
     pub(super) async fn pipe<T: FromRedisValue>(&self, commands: &Pipeline) -> RedisResult<T> {
-        match self.link.clone() {
-            Link::Server(mut link) => commands.query_async(&mut link).await,
-            Link::Cluster(mut link) => commands.query_async(&mut link).await,
+        match &self.link {
+            Link::Server(link) => commands.query_async(&mut link.clone()).await,
+            Link::Cluster(cluster) => cluster.with(async |mut link| commands.query_async(&mut link).await).await,
         }
     }
 
@@ -223,11 +213,12 @@ impl Connection {
 
     /// Asks every primary; the answers by node.
     async fn everywhere<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<Vec<(String, T)>> {
-        match self.link.clone() {
-            Link::Server(mut link) => Ok(vec![("the server".to_owned(), command.query_async(&mut link).await?)]),
-            Link::Cluster(mut link) => {
+        match &self.link {
+            Link::Server(link) => Ok(vec![("the server".to_owned(), command.query_async(&mut link.clone()).await?)]),
+            Link::Cluster(cluster) => {
                 let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-                let answers = link.route_command(command.clone(), all).await?;
+                let asked = cluster.with(async |mut link| link.route_command(command.clone(), all).await);
+                let answers = asked.await?;
                 let Value::Map(answers) = answers else { return Ok(Vec::from_redis_value(answers)?) };
                 let read = |(node, answer)| Ok((String::from_redis_value(node)?, T::from_redis_value(answer)?));
                 answers.into_iter().map(read).collect()

@@ -4,6 +4,7 @@
 //! position is at a replica besides, where the primary has any. A failover may so lose the last positions, which the next
 //! report replaces, and never a command, unless the primary had lost its replicas before.
 
+mod cluster;
 mod connection;
 mod documents;
 mod keys;
