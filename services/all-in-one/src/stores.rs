@@ -16,6 +16,9 @@ pub struct StoreArgs {
     /// The URL of package's store; embedded unless given.
     #[arg(long, env = "PACKAGE_STORE", value_name = "URL")]
     pub package_store: Option<String>,
+    /// How events leave package's store: by polling it, or by its change stream (MongoDB only).
+    #[arg(long, env = "PACKAGE_RELAY", value_enum, default_value_t)]
+    pub package_relay: package::Relaying,
     /// The URL of fleet's store; embedded unless given.
     #[arg(long, env = "FLEET_STORE", value_name = "URL")]
     pub fleet_store: Option<String>,
@@ -39,6 +42,8 @@ pub struct Stores {
     pub delivery: String,
     /// package's.
     pub package: String,
+    /// How events leave it.
+    pub package_relay: package::Relaying,
     /// fleet's.
     pub fleet: String,
     /// tracking's.
@@ -57,6 +62,7 @@ impl StoreArgs {
             event_log: self.event_log.clone().unwrap_or_else(|| data.event_log()),
             delivery: store(&self.delivery_store, "delivery"),
             package: store(&self.package_store, "package"),
+            package_relay: self.package_relay,
             fleet: store(&self.fleet_store, "fleet"),
             tracking: store(&self.tracking_store, "tracking"),
             lookup: store(&self.lookup_store, "lookup"),

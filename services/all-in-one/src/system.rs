@@ -92,7 +92,10 @@ fn spawn(tasks: &mut Tasks, stores: &Stores, node: Node) {
             let config = delivery::Config { store: stores.delivery, sole_owner };
             tasks.spawn(delivery::run(config, node))
         }
-        "package" => tasks.spawn(package::run(package::Config { store: stores.package }, node)),
+        "package" => {
+            let config = package::Config { store: stores.package, relaying: stores.package_relay };
+            tasks.spawn(package::run(config, node))
+        }
         "fleet" => tasks.spawn(fleet::run(fleet::Config { store: stores.fleet }, node)),
         "tracking" => tasks.spawn(tracking::run(tracking::Config { store: stores.tracking }, node)),
         "history" => tasks.spawn(history::run(history::Config::new(stores.lake), node)),

@@ -21,7 +21,7 @@ use contracts::{Clock, events::Topic};
 use messaging::{Consumer, outbox::Relay};
 use tokio_util::sync::CancellationToken;
 
-pub use store::{AuditPackage, audit_scan};
+pub use store::{AuditPackage, Relaying, audit_scan};
 
 use crate::{
     events::DeliveryEnds,
@@ -43,11 +43,15 @@ pub struct Config {
     /// The store: sqlite:PATH or mongodb://HOSTS/DATABASE.
     #[arg(long = "package-store", env = "PACKAGE_STORE", value_parser = chassis::config::store_url(&["sqlite", "mongodb", "mongodb+srv"]))]
     pub store: String,
+    /// How events leave the store: by polling it, or by its change stream (MongoDB only).
+    #[arg(long = "package-relay", env = "PACKAGE_RELAY", value_enum, default_value_t)]
+    pub relaying: Relaying,
 }
 
 /// Runs the service until the node's shutdown.
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
-    let opened = store::open(&config.store, node.clock.clone()).await.context("PACKAGE_STORE cannot be opened")?;
+    let opened = store::open(&config.store, config.relaying, node.clock.clone()).await;
+    let opened = opened.context("PACKAGE_STORE cannot be opened")?;
     let (ingest, worker) = store::ingest(opened.store.clone());
     let router = http::router(&node, opened.store.clone(), ingest);
     let readiness =

@@ -30,7 +30,7 @@ impl Running {
         let (node, url) = world.node("package", &[]).await;
         let mut tasks = JoinSet::new();
         let store = format!("sqlite:{}", world.path("package.db").display());
-        tasks.spawn(package::run(package::Config { store }, node));
+        tasks.spawn(package::run(package::Config { store, relaying: package::Relaying::Poll }, node));
         Self { world, url, http: chassis::client::http_client().unwrap(), tasks }
     }
 

@@ -30,6 +30,7 @@ pub(crate) async fn fresh(data: &DataDir) -> Stores {
         delivery: real::postgres().await.unwrap(),
         fleet: real::postgres().await.unwrap(),
         package: testkit::mongodb::database("package").unwrap(),
+        package_relay: package::Relaying::Changes,
         lookup: testkit::mongodb::database("lookup").unwrap(),
         tracking: format!("{}?prefix={name}", url("TEST_REDIS_URL")),
         lake: format!("{}/{name}/", url("TEST_S3_URL")),

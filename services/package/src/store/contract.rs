@@ -3,15 +3,16 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use contracts::{
-    DeliveryId,
+    Clock, DeliveryId, SystemClock,
     commands::{PackageOutcome, Refusal},
     events::{DeliveryEventKind, PackageEvent, PackageEventKind, PackageState},
 };
+use messaging::outbox::OutboxRow;
 use tempfile::TempDir;
-use testkit::ManualClock;
+use testkit::{ManualClock, until};
 
 use super::{
-    Opened, open,
+    Opened, Relaying, open,
     samples::{at, delivery_event, described, id, register, withdraw},
 };
 use crate::domain::{Command, PackageEnd};
@@ -21,17 +22,23 @@ pub(crate) struct Subject {
     pub(crate) opened: Opened,
     pub(crate) url: String,
     pub(crate) clock: Arc<ManualClock>,
+    relaying: Relaying,
     folder: TempDir,
 }
 
 impl Subject {
     /// Opens the store whose URL `url` makes of a fresh folder.
     pub(crate) async fn open(url: impl Fn(&Path) -> String) -> Self {
+        Self::relayed(Relaying::Poll, url).await
+    }
+
+    /// The same, of a store whose events leave like that.
+    pub(crate) async fn relayed(relaying: Relaying, url: impl Fn(&Path) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::at(at(0)));
         let url = url(folder.path());
-        let opened = open(&url, clock.clone()).await.unwrap();
-        Self { opened, url, clock, folder }
+        let opened = open(&url, relaying, clock.clone()).await.unwrap();
+        Self { opened, url, clock, relaying, folder }
     }
 
     /// A file in the store's folder.
@@ -41,7 +48,7 @@ impl Subject {
 
     /// Closes the store and opens it again.
     async fn reopen(mut self) -> Self {
-        self.opened = open(&self.url, self.clock.clone()).await.unwrap();
+        self.opened = open(&self.url, self.relaying, self.clock.clone()).await.unwrap();
         self
     }
 
@@ -57,13 +64,25 @@ impl Subject {
 
     /// What waits in the outbox, in order.
     async fn told(&self) -> Vec<PackageEvent> {
-        let rows = testkit::outbox::pending(&*self.opened.outbox).await;
+        let rows = self.waiting().await;
         rows.iter().map(|row| PackageEvent::decode(&row.event).unwrap().unwrap()).collect()
+    }
+
+    /// What waits in the outbox, for its one relay; a source that hears of it may take a moment.
+    pub(crate) async fn waiting(&self) -> Vec<OutboxRow> {
+        let outbox = &*self.opened.outbox;
+        let now = SystemClock.now();
+        let buckets = outbox.lease("test", now, now + chrono::Duration::hours(1)).await.unwrap();
+        until("all that waits is read", || async {
+            let rows = outbox.read(&buckets, 100_000).await.unwrap();
+            (rows.len() as u64 == outbox.backlog().await.unwrap()).then_some(rows)
+        })
+        .await
     }
 
     /// As if the relay had published everything.
     pub(crate) async fn all_told(&self) {
-        let rows = testkit::outbox::pending(&*self.opened.outbox).await;
+        let rows = self.waiting().await;
         let places: Vec<_> = rows.into_iter().map(|row| row.place).collect();
         self.opened.outbox.delete(&places).await.unwrap();
     }
@@ -78,12 +97,13 @@ pub(crate) async fn forget(url: &str) {
 
 macro_rules! store_contract {
     ($subject:path) => {
-        store_contract!(@cases $subject:
+        $crate::store::contract::store_contract!(@cases $subject:
             a_registered_package_is_found_whole
             a_batch_answers_each_command_in_order
             one_package_twice_in_a_batch_is_written_once
             an_event_tells_exactly_what_is_stored
             repetition_and_refusal_tell_nothing
+            what_has_been_told_is_not_told_again
             what_was_answered_survives_reopening
             an_ended_package_is_kept_until_its_events_have_left
             the_sweep_takes_the_oldest_ended_and_never_a_registered_one
@@ -167,6 +187,21 @@ pub(crate) async fn repetition_and_refusal_tell_nothing(subject: Subject) {
     assert_eq!(before.len(), 1);
     subject.apply(&[register(1, 2), register(2, 1), register(3, 1), withdraw(2, 1), withdraw(3, 1)]).await;
     assert_eq!(subject.told().await, before);
+}
+
+pub(crate) async fn what_has_been_told_is_not_told_again(subject: Subject) {
+    let kinds = async || subject.told().await.iter().map(|event| event.kind).collect::<Vec<_>>();
+    subject.apply(&[register(1, 1)]).await;
+    assert_eq!(kinds().await, [PackageEventKind::PackageRegistered]);
+    assert_eq!(kinds().await, [PackageEventKind::PackageRegistered], "until it is said to be");
+    subject.all_told().await;
+    assert_eq!(kinds().await, []);
+    subject.apply(&[withdraw(1, 1), register(2, 1)]).await;
+    let mut told = kinds().await;
+    told.sort_by_key(|kind| format!("{kind:?}"));
+    assert_eq!(told, [PackageEventKind::PackageRegistered, PackageEventKind::PackageWithdrawn]);
+    subject.all_told().await;
+    assert_eq!(kinds().await, []);
 }
 
 pub(crate) async fn what_was_answered_survives_reopening(subject: Subject) {

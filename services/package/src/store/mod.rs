@@ -10,6 +10,7 @@ mod sqlite;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use clap::ValueEnum;
 use contracts::{
     Clock, DeliveryId, Timestamp,
     api::PackageSize,
@@ -45,6 +46,19 @@ pub(crate) enum StoreError {
     /// The URL names no store.
     #[error("'{0}' is not a package store: expected sqlite:PATH or mongodb://HOSTS/DATABASE")]
     UnknownScheme(String),
+    /// Its events cannot leave like that.
+    #[error("PACKAGE_RELAY=changes needs a store on MongoDB")]
+    NoChanges,
+}
+
+/// How events leave a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Relaying {
+    /// The relay asks the store what waits, again and again.
+    #[default]
+    Poll,
+    /// The relay hears of changes as they are committed: MongoDB's change streams, from a stored position on.
+    Changes,
 }
 
 /// A command's outcome, or why there is none.
@@ -76,10 +90,11 @@ pub(crate) struct Opened {
 }
 
 /// Opens the store that a URL names.
-pub(crate) async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
+pub(crate) async fn open(url: &str, relaying: Relaying, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
     match url.split_once(':') {
+        Some(("sqlite", _)) if relaying == Relaying::Changes => Err(StoreError::NoChanges),
         Some(("sqlite", path)) => sqlite::open(path, clock).await,
-        Some(("mongodb" | "mongodb+srv", _)) => mongodb::open(url, clock).await,
+        Some(("mongodb" | "mongodb+srv", _)) => mongodb::open(url, relaying, clock).await,
         _ => Err(StoreError::UnknownScheme(url.to_owned())),
     }
 }
@@ -130,5 +145,18 @@ pub async fn audit_scan(store_url: &str) -> anyhow::Result<Vec<AuditPackage>> {
         Some(("sqlite", path)) => Ok(sqlite::audit_scan(path).await?),
         Some(("mongodb" | "mongodb+srv", _)) => Ok(mongodb::audit_scan(store_url).await?),
         _ => Err(StoreError::UnknownScheme(store_url.to_owned()).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::SystemClock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_embedded_store_has_no_changes_to_hear() {
+        let opened = open("sqlite:package.db", Relaying::Changes, Arc::new(SystemClock)).await;
+        assert!(matches!(opened, Err(StoreError::NoChanges)));
     }
 }

@@ -83,7 +83,7 @@ pub(super) fn write(package: &Package, revision: i64, contents: Option<Uuid>, ev
         "registered_us": package.registered_at.map(|at| at.timestamp_micros()),
         "updated_us": package.updated_at.timestamp_micros(),
         "revision": revision + 1,
-        "bucket": part_of(&package.delivery_id.to_string(), u32::from(BUCKETS)),
+        "bucket": i32::from(bucket(package.delivery_id)),
     };
     if package.state != PackageState::Registered {
         fields.insert("ended_us", package.updated_at.timestamp_micros());
@@ -186,6 +186,12 @@ pub(super) fn schema() -> Document {
             "outbox": { "bsonType": "array", "items": event },
         },
     } }
+}
+
+/// The bucket of a package's events.
+pub(super) fn bucket(id: DeliveryId) -> Bucket {
+    // Below `BUCKETS`, which is one.
+    part_of(&id.to_string(), u32::from(BUCKETS)) as Bucket
 }
 
 pub(super) fn key(id: DeliveryId) -> Uuid {

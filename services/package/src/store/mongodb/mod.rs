@@ -1,9 +1,11 @@
 //! Packages in MongoDB, sharded by the hash of their id: a small hot document with the events that tell its changes, and
 //! its bulky contents apart. One write of one document is all that must be atomic.
 
+mod changes;
 mod documents;
 mod leases;
 mod outbox;
+mod positions;
 #[cfg(test)]
 mod tests;
 
@@ -29,14 +31,15 @@ use futures::TryStreamExt;
 use messaging::{
     abort_point,
     mongodb::{self, UpdateError},
-    outbox::OutboxSignal,
+    outbox::{OutboxSignal, OutboxSource},
 };
 
 use self::{
+    changes::ChangesOutbox,
     documents::{ABSENT, Stored, Unreadable, key},
     outbox::MongoOutbox,
 };
-use super::{Applied, AuditPackage, Opened, Store, StoreError};
+use super::{Applied, AuditPackage, Opened, Relaying, Store, StoreError};
 use crate::domain::{self, Command, Package};
 
 const PACKAGES: &str = "packages";
@@ -58,14 +61,17 @@ const ATTEMPTS: usize = 10;
 /// The server's code for a collection that exists already.
 const NAMESPACE_EXISTS: i32 = 48;
 
-pub(super) async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
-    opened(mongodb::open(url, DATABASE).await?, clock).await
+pub(super) async fn open(url: &str, relaying: Relaying, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
+    opened(mongodb::open(url, DATABASE).await?, relaying, clock).await
 }
 
-async fn opened(database: Database, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
+async fn opened(database: Database, relaying: Relaying, clock: Arc<dyn Clock>) -> Result<Opened, StoreError> {
     if let Err(error) = database.create_collection(PACKAGES).validator(documents::schema()).await {
         match *error.kind {
-            ErrorKind::Command(ref failure) if failure.code == NAMESPACE_EXISTS => {}
+            // By another replica, or by whoever sharded it before a service came.
+            ErrorKind::Command(ref failure) if failure.code == NAMESPACE_EXISTS => {
+                database.run_command(doc! { "collMod": PACKAGES, "validator": documents::schema() }).await?;
+            }
             _ => return Err(error.into()),
         }
     }
@@ -83,7 +89,10 @@ async fn opened(database: Database, clock: Arc<dyn Clock>) -> Result<Opened, Sto
         .await?;
     contents.create_index(index(doc! { "delivery_id": "hashed" }, None)).await?;
     let signal = OutboxSignal::default();
-    let outbox = Arc::new(MongoOutbox::new(database.clone()));
+    let outbox: Arc<dyn OutboxSource> = match relaying {
+        Relaying::Poll => Arc::new(MongoOutbox::new(database.clone())),
+        Relaying::Changes => Arc::new(ChangesOutbox::open(database.clone()).await?),
+    };
     let store = Arc::new(MongoStore { database, packages, contents, clock, signal: signal.clone() });
     Ok(Opened { store, outbox, signal })
 }

@@ -1,10 +1,10 @@
-//! The outbox of a MongoDB store: the events lie in the documents of the packages that they are about.
+//! The outbox of a MongoDB store by polling: the events lie in the documents of the packages that they are about.
 
 use std::collections::HashMap;
 
 use ::mongodb::{
     Collection, Database,
-    bson::{Document, Uuid, doc},
+    bson::{self, Document, Uuid, doc},
 };
 use async_trait::async_trait;
 use contracts::Timestamp;
@@ -33,6 +33,51 @@ impl MongoOutbox {
     pub(super) fn new(database: Database) -> Self {
         Self { packages: database.collection(PACKAGES), database }
     }
+
+    /// The oldest events of the packages that `filter` finds. Where `after` is given, whoever answers has seen all that
+    /// was written until then: a primary that was elected a moment ago may otherwise show less than its predecessor did.
+    pub(super) async fn told(
+        &self,
+        mut filter: Document,
+        limit: usize,
+        after: Option<bson::Timestamp>,
+    ) -> Result<Vec<OutboxRow>, OutboxError> {
+        filter.extend(waiting());
+        let mut session = self.database.client().start_session().await.map_err(unavailable)?;
+        if let Some(after) = after {
+            session.advance_operation_time(after);
+        }
+        let mut found = self
+            .packages
+            .find(filter)
+            .sort(doc! { "updated_us": 1 })
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+            .projection(doc! { "outbox": 1 })
+            .comment(OUTBOX)
+            .session(&mut session)
+            .await
+            .map_err(unavailable)?;
+        let mut rows = Vec::new();
+        while let Some(package) = found.next(&mut session).await.transpose().map_err(unavailable)? {
+            let document = documents::id(&package, "_id").map_err(unavailable)?;
+            for event in documents::events(&package).map_err(unavailable)? {
+                let document = uuid::Uuid::from_bytes(document.bytes());
+                rows.push(OutboxRow { place: Place::Part { document, event: event.id }, event });
+            }
+            if rows.len() >= limit {
+                // The rest of a document comes with the next read: what is before it has left by then.
+                rows.truncate(limit);
+                break;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Packages of these buckets.
+pub(super) fn of_buckets(buckets: &[Bucket]) -> Document {
+    let buckets: Vec<i32> = buckets.iter().copied().map(i32::from).collect();
+    doc! { "bucket": { "$in": buckets } }
 }
 
 /// Documents with events, as the partial index knows them.
@@ -54,32 +99,7 @@ impl OutboxSource for MongoOutbox {
     }
 
     async fn read(&self, buckets: &[Bucket], limit: usize) -> Result<Vec<OutboxRow>, OutboxError> {
-        let buckets: Vec<i32> = buckets.iter().copied().map(i32::from).collect();
-        let mut filter = waiting();
-        filter.insert("bucket", doc! { "$in": buckets });
-        let mut found = self
-            .packages
-            .find(filter)
-            .sort(doc! { "updated_us": 1 })
-            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
-            .projection(doc! { "outbox": 1 })
-            .comment(OUTBOX)
-            .await
-            .map_err(unavailable)?;
-        let mut rows = Vec::new();
-        while let Some(package) = found.try_next().await.map_err(unavailable)? {
-            let document = documents::id(&package, "_id").map_err(unavailable)?;
-            for event in documents::events(&package).map_err(unavailable)? {
-                let document = uuid::Uuid::from_bytes(document.bytes());
-                rows.push(OutboxRow { place: Place::Part { document, event: event.id }, event });
-            }
-            if rows.len() >= limit {
-                // The rest of a document comes with the next read: what is before it has left by then.
-                rows.truncate(limit);
-                break;
-            }
-        }
-        Ok(rows)
+        self.told(of_buckets(buckets), limit, None).await
     }
 
     async fn delete(&self, places: &[Place]) -> Result<(), OutboxError> {
@@ -113,6 +133,6 @@ impl OutboxSource for MongoOutbox {
     }
 }
 
-fn unavailable(error: impl std::error::Error + Send + Sync + 'static) -> OutboxError {
+pub(super) fn unavailable(error: impl std::error::Error + Send + Sync + 'static) -> OutboxError {
     OutboxError::Unavailable(error.into())
 }

@@ -1,6 +1,8 @@
 //! The contract on a real MongoDB, and what is this engine's own.
 
 mod on_mongodb {
+    mod relays;
+
     use std::{collections::BTreeSet, process::Command as Process, sync::Arc};
 
     use ::mongodb::{
@@ -12,14 +14,15 @@ mod on_mongodb {
     use testkit::{
         ManualClock,
         mongodb::{Commands, drop_database, scatter},
+        until,
     };
 
     use crate::{
         domain::Command,
         store::{
-            AuditPackage, Store, StoreError,
+            AuditPackage, Relaying, Store, StoreError,
             contract::{Subject, store_contract},
-            mongodb::{CONTENTS, DATABASE, PACKAGES, documents, leases, opened, outbox},
+            mongodb::{CONTENTS, DATABASE, PACKAGES, documents, leases, opened, outbox, positions},
             samples::{at, described, id, register, withdraw},
         },
     };
@@ -28,11 +31,27 @@ mod on_mongodb {
     const VICTIM: &str = "PACKAGE_VICTIM_STORE";
 
     async fn subject() -> Option<Subject> {
-        let url = testkit::mongodb::database("package")?;
-        Some(Subject::open(|_| url.clone()).await)
+        relayed(Relaying::Poll).await
     }
 
-    store_contract!(subject);
+    async fn relayed(relaying: Relaying) -> Option<Subject> {
+        let url = testkit::mongodb::database("package")?;
+        Some(Subject::relayed(relaying, |_| url.clone()).await)
+    }
+
+    mod polled {
+        super::store_contract!(super::subject);
+    }
+
+    mod by_changes {
+        use super::{Relaying, Subject, relayed};
+
+        async fn subject() -> Option<Subject> {
+            relayed(Relaying::Changes).await
+        }
+
+        super::store_contract!(subject);
+    }
 
     async fn raw(subject: &Subject) -> Database {
         mongodb::open(&subject.url, DATABASE).await.unwrap()
@@ -55,6 +74,13 @@ mod on_mongodb {
     #[tokio::test]
     async fn relays_share_the_buckets() {
         let Some(subject) = subject().await else { return };
+        testkit::outbox::shares_its_buckets(&*subject.opened.outbox, true).await;
+        drop_database(&subject.url).await;
+    }
+
+    #[tokio::test]
+    async fn relays_by_changes_share_the_buckets() {
+        let Some(subject) = relayed(Relaying::Changes).await else { return };
         testkit::outbox::shares_its_buckets(&*subject.opened.outbox, true).await;
         drop_database(&subject.url).await;
     }
@@ -106,11 +132,11 @@ mod on_mongodb {
     async fn an_event_that_comes_while_others_leave_stays() {
         let Some(subject) = subject().await else { return };
         subject.opened.store.apply(&[register(1, 1)]).await;
-        let first = testkit::outbox::pending(&*subject.opened.outbox).await;
+        let first = subject.waiting().await;
         subject.opened.store.apply(&[withdraw(1, 1)]).await;
         let places: Vec<_> = first.into_iter().map(|row| row.place).collect();
         subject.opened.outbox.delete(&places).await.unwrap();
-        let left = testkit::outbox::pending(&*subject.opened.outbox).await;
+        let left = subject.waiting().await;
         assert_eq!(left.iter().map(|row| row.event.kind.as_str()).collect::<Vec<_>>(), ["PackageWithdrawn"]);
         drop_database(&subject.url).await;
     }
@@ -147,42 +173,73 @@ mod on_mongodb {
     async fn replicas_that_start_at_once_all_start() {
         let Some(url) = testkit::mongodb::database("package") else { return };
         let clock = Arc::new(ManualClock::at(at(0)));
-        let starting = (0..4).map(|_| crate::store::open(&url, clock.clone()));
+        let starting = (0..4).map(|_| crate::store::open(&url, Relaying::Changes, clock.clone()));
         futures::future::try_join_all(starting).await.map(|_| ()).unwrap();
         drop_database(&url).await;
     }
 
     #[tokio::test]
-    async fn only_what_is_listed_asks_every_shard() {
+    async fn a_collection_that_was_sharded_before_a_service_came_gets_the_schema() {
         let Some(url) = testkit::mongodb::database("package") else { return };
+        mongodb::open(&url, DATABASE).await.unwrap().create_collection(PACKAGES).await.unwrap();
+        let subject = Subject::open(|_| url.clone()).await;
+        let packages = raw(&subject).await.collection::<Document>(PACKAGES);
+        assert!(packages.insert_one(doc! { "_id": documents::key(id(9)), "state": "Lost" }).await.is_err());
+        drop_database(&url).await;
+    }
+
+    /// Lives with the store and its relay, and answers which commands asked every shard.
+    async fn scattered(relaying: Relaying) -> Option<Vec<String>> {
+        let url = testkit::mongodb::database("package")?;
         let commands = Commands::default();
         let database = mongodb::connect(commands.of(&url).await, DATABASE).unwrap();
-        let opened = opened(database, Arc::new(ManualClock::at(at(0)))).await.unwrap();
+        let opened = opened(database, relaying, Arc::new(ManualClock::at(at(0)))).await.unwrap();
         commands.take();
         let (store, outbox): (&dyn Store, _) = (&*opened.store, &*opened.outbox);
         store.apply(&[described(1, "a vase"), register(2, 1), withdraw(3, 1)]).await;
-        store.apply(&[register(2, 2), withdraw(1, 1)]).await;
-        assert!(store.find(id(1)).await.unwrap().is_some());
-        assert_eq!(outbox.backlog().await.unwrap(), 3);
         let buckets = outbox.lease("one", at(0), at(5)).await.unwrap();
-        let places: Vec<_> = outbox.read(&buckets, 10).await.unwrap().into_iter().map(|row| row.place).collect();
-        outbox.delete(&places).await.unwrap();
+        for left in [2, 2] {
+            let places = until("all that waits is read", || async {
+                let rows = outbox.read(&buckets, 10).await.unwrap();
+                (rows.len() == left).then(|| rows.into_iter().map(|row| row.place).collect::<Vec<_>>())
+            });
+            outbox.delete(&places.await).await.unwrap();
+            store.apply(&[register(2, 2), withdraw(1, 1), register(4, 1)]).await;
+        }
+        assert!(store.find(id(1)).await.unwrap().is_some());
+        assert_eq!(outbox.backlog().await.unwrap(), 0);
         outbox.lease("one", at(0), Timestamp::UNIX_EPOCH).await.unwrap();
         assert_eq!(store.sweep(at(9), 10).await.unwrap(), 2);
-        let mut scattered = Vec::new();
+        let mut scattered = BTreeSet::new();
         for command in commands.take() {
+            if ["ping", "getMore", "killCursors"].iter().any(|name| command.contains_key(name)) {
+                // Of no collection, or of a cursor that is here already.
+                continue;
+            }
             let collection = command.values().next().and_then(Bson::as_str).unwrap_or_default();
             let shard_key = match collection {
                 PACKAGES => "_id",
                 CONTENTS => "delivery_id",
                 // Not sharded: one document, found by its id all the same.
-                leases::COLLECTION => "_id",
+                leases::COLLECTION | positions::COLLECTION => "_id",
                 _ => panic!("a command to no collection of ours: {command}"),
             };
             scattered.extend(scatter(&command, shard_key));
         }
-        assert_eq!(scattered, ["aggregate: backlog", "find: outbox", "find: sweep"]);
         drop_database(&url).await;
+        Some(scattered.into_iter().collect())
+    }
+
+    #[tokio::test]
+    async fn only_what_is_listed_asks_every_shard() {
+        let Some(polled) = scattered(Relaying::Poll).await else { return };
+        assert_eq!(polled, ["aggregate: backlog", "find: outbox", "find: sweep"]);
+    }
+
+    #[tokio::test]
+    async fn of_a_relay_by_changes_only_the_stream_and_its_first_poll_ask_every_shard() {
+        let Some(by_changes) = scattered(Relaying::Changes).await else { return };
+        assert_eq!(by_changes, ["aggregate", "aggregate: backlog", "find: outbox", "find: sweep"]);
     }
 
     #[tokio::test]
@@ -236,7 +293,7 @@ mod on_mongodb {
         );
         let database = raw(&subject).await;
         assert_eq!((count(&database, PACKAGES).await, count(&database, CONTENTS).await), (0, 1));
-        assert_eq!(testkit::outbox::pending(&*subject.opened.outbox).await.len(), 0, "nobody hears of it");
+        assert_eq!(subject.waiting().await.len(), 0, "nobody hears of it");
         let store = &*subject.opened.store;
         store.apply(&[described(1, "a bowl")]).await;
         let found = store.find(id(1)).await.unwrap().unwrap();
