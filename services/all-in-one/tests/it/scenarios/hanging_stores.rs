@@ -42,7 +42,9 @@ impl Service {
         match name {
             "delivery" => tasks.spawn(delivery::run(delivery::Config { store, sole_owner: None }, node)),
             "fleet" => tasks.spawn(fleet::run(fleet::Config { store }, node)),
-            "package" => tasks.spawn(package::run(package::Config { store }, node)),
+            "package" => {
+                tasks.spawn(package::run(package::Config { store, relaying: package::Relaying::default() }, node))
+            }
             "lookup" => tasks.spawn(lookup::run(lookup::Config { store }, node)),
             "tracking" => tasks.spawn(tracking::run(tracking::Config { store }, node)),
             other => panic!("{other} has no store of that kind"),
