@@ -182,6 +182,11 @@ fn decide_one(current: Option<&Package>, command: &Command, now: Timestamp) -> D
     }
 }
 
+/// Whether a register still makes a package where there is none.
+pub(crate) fn in_time(register: &RegisterPackage, now: Timestamp) -> bool {
+    now <= register.step_deadline
+}
+
 fn decide_register(current: Option<&Package>, register: &RegisterPackage, now: Timestamp) -> Decision {
     if let Some(current) = current {
         if register.fence < current.fence {
@@ -196,7 +201,7 @@ fn decide_register(current: Option<&Package>, register: &RegisterPackage, now: T
         };
         return Decision::keep(current, outcome, register.fence);
     }
-    if now > register.step_deadline {
+    if !in_time(register, now) {
         return Decision::refuse(Refusal::StepExpired);
     }
     let package = Package {

@@ -7,6 +7,8 @@
 //! - state and event are written together, and each change of state is told exactly once by one event;
 //! - a row is forgotten only after its end, after every copy of a late command, and after its events have left.
 
+#[doc(hidden)]
+pub mod bench;
 mod domain;
 mod events;
 mod http;
@@ -52,7 +54,7 @@ pub struct Config {
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let opened = store::open(&config.store, config.relaying, node.clock.clone()).await;
     let opened = opened.context("PACKAGE_STORE cannot be opened")?;
-    let (ingest, worker) = store::ingest(opened.store.clone());
+    let (ingest, worker) = store::ingest(opened.store.clone(), opened.writers);
     let router = http::router(&node, opened.store.clone(), ingest);
     let readiness =
         Readiness::new().store(&opened.store, |store| async move { store.ready().await }).event_log(&node.log);

@@ -11,6 +11,8 @@
 //! - what an older record says of a delivery never ends a newer attempt;
 //! - nothing here decides a delivery's stage or its deadline: `delivery` does.
 
+#[doc(hidden)]
+pub mod bench;
 mod domain;
 mod events;
 #[cfg(test)]

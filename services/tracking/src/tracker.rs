@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Flights saved in one transaction: tens of milliseconds, so that an open-flight never waits long behind telemetry.
-const MAX_CHANGES: usize = 4_096;
+pub(crate) const MAX_CHANGES: usize = 4_096;
 
 /// Open flights remembered: the drones of a large system; about a kilobyte each.
 const REMEMBERED_FLIGHTS: NonZeroUsize = NonZeroUsize::new(50_000).unwrap();

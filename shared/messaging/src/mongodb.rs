@@ -1,13 +1,15 @@
 //! MongoDB as stores use it: what is answered is on a majority's disks, and a batch is one command.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use ::mongodb::{
     Client, Database,
-    bson::{Bson, Document, doc},
-    error::Error,
+    bson::{Bson, Document, doc, serialize_to_raw_document_buf},
+    error::{Error, ErrorKind},
     options::{Acknowledgment, ClientOptions, ReadConcern, WriteConcern},
 };
+use futures::{StreamExt, stream};
+use serde::Serialize;
 
 /// How long a command looks for a primary: longer than this a caller had better be told; an election may outlast it,
 /// and the caller's repeat mends that.
@@ -24,6 +26,9 @@ const POOL_SIZE: u32 = 16;
 
 /// Statements in one command: with documents of some kilobytes far below the 16 MB of a command.
 const STATEMENTS: usize = 500;
+
+/// Commands of one batch under way at once: while one waits for the journal, the server works on the next.
+const COMMANDS: usize = 4;
 
 /// The server's code of a unique index that was violated.
 const DUPLICATE_KEY: i32 = 11_000;
@@ -44,6 +49,11 @@ pub fn connect(mut options: ClientOptions, name: &str) -> Result<Database, Error
     options.read_concern = Some(ReadConcern::majority());
     let name = options.default_database.clone().unwrap_or_else(|| name.to_owned());
     Ok(Client::with_options(options)?.database(&name))
+}
+
+/// Whether the server is the router of a sharded cluster.
+pub async fn through_router(database: &Database) -> Result<bool, Error> {
+    Ok(database.run_command(doc! { "hello": 1 }).await?.get_str("msg").is_ok_and(|kind| kind == "isdbgrid"))
 }
 
 /// Why a whole command's writes cannot be relied upon.
@@ -73,28 +83,77 @@ pub struct Refused {
 
 /// Carries out statements of the `update` command (`{q, u, upsert}`), each atomic by itself, in no order; those that are
 /// not named in the answer are on a majority's disks.
-pub async fn update(
+pub async fn update<T: Serialize + Sync>(
     database: &Database,
     collection: &str,
-    statements: &[Document],
+    statements: &[T],
 ) -> Result<Vec<Refused>, UpdateError> {
+    gathered(statements.chunks(STATEMENTS).map(|some| update_some(database, collection, some)).collect()).await
+}
+
+/// The `update` command.
+#[derive(Serialize)]
+struct Update<'a, T> {
+    update: &'a str,
+    updates: &'a [T],
+    ordered: bool,
+    #[serde(rename = "writeConcern")]
+    write_concern: Document,
+}
+
+async fn update_some<T: Serialize + Sync>(
+    database: &Database,
+    collection: &str,
+    some: &[T],
+) -> Result<Vec<Refused>, UpdateError> {
+    let write_concern = doc! { "w": "majority", "j": true };
+    let command = Update { update: collection, updates: some, ordered: false, write_concern };
+    let command = serialize_to_raw_document_buf(&command).map_err(Error::from)?;
+    let answer = database.run_raw_command(command).await?;
+    if let Some(failure) = answer.get("writeConcernError") {
+        return Err(UpdateError::NotDurable(failure.to_string()));
+    }
+    let Some(errors) = answer.get("writeErrors") else { return Ok(Vec::new()) };
+    let errors = errors.as_array().ok_or_else(|| UpdateError::Answer(errors.to_string()))?;
+    errors.iter().map(|error| refusal(error).ok_or_else(|| UpdateError::Answer(error.to_string()))).collect()
+}
+
+/// Inserts documents, in no order; those that are not named in the answer are on a majority's disks.
+pub async fn insert<T: Serialize + Send + Sync>(
+    database: &Database,
+    collection: &str,
+    documents: &[T],
+) -> Result<Vec<Refused>, UpdateError> {
+    gathered(documents.chunks(STATEMENTS).map(|some| insert_some(database, collection, some)).collect()).await
+}
+
+async fn insert_some<T: Serialize + Send + Sync>(
+    database: &Database,
+    collection: &str,
+    some: &[T],
+) -> Result<Vec<Refused>, UpdateError> {
+    let Err(error) = database.collection::<T>(collection).insert_many(some).ordered(false).await else {
+        return Ok(Vec::new());
+    };
+    let ErrorKind::InsertMany(failure) = &*error.kind else { return Err(error.into()) };
+    if let Some(failure) = &failure.write_concern_error {
+        return Err(UpdateError::NotDurable(failure.message.clone()));
+    }
+    let refusals = failure.write_errors.iter().flatten();
+    Ok(refusals
+        .map(|error| Refused { index: error.index, lost: error.code == DUPLICATE_KEY, message: error.message.clone() })
+        .collect())
+}
+
+/// Has commands done, each of up to [`STATEMENTS`] of a whole: what was refused, by its place in the whole.
+async fn gathered(
+    commands: Vec<impl Future<Output = Result<Vec<Refused>, UpdateError>>>,
+) -> Result<Vec<Refused>, UpdateError> {
+    let mut answers = stream::iter(commands).buffered(COMMANDS).enumerate();
     let mut refused = Vec::new();
-    for (number, some) in statements.chunks(STATEMENTS).enumerate() {
-        let command = doc! {
-            "update": collection,
-            "updates": some.to_vec(),
-            "ordered": false,
-            "writeConcern": { "w": "majority", "j": true },
-        };
-        let answer = database.run_command(command).await?;
-        if let Some(failure) = answer.get("writeConcernError") {
-            return Err(UpdateError::NotDurable(failure.to_string()));
-        }
-        let Some(errors) = answer.get("writeErrors") else { continue };
-        for error in errors.as_array().ok_or_else(|| UpdateError::Answer(errors.to_string()))? {
-            let one = refusal(error).ok_or_else(|| UpdateError::Answer(error.to_string()))?;
-            refused.push(Refused { index: one.index + number * STATEMENTS, ..one });
-        }
+    while let Some((number, answer)) = answers.next().await {
+        let placed = |one: Refused| Refused { index: one.index + number * STATEMENTS, ..one };
+        refused.extend(answer?.into_iter().map(placed));
     }
     Ok(refused)
 }

@@ -31,7 +31,7 @@ const INGEST_LIMITS: Limits = Limits {
     max_batch: 32,
     // Requests of a few dozen replicas' sagas; past that, callers wait.
     queue: 128,
-    // The embedded store has one writer: what waits for it becomes the next batch.
+    // At least; a store says how many it takes. Where that is one, what waits for it becomes the next batch.
     concurrency: 1,
     // Requests come as batches already.
     pace: Duration::ZERO,
@@ -87,6 +87,8 @@ pub(crate) struct Opened {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) outbox: Arc<dyn OutboxSource>,
     pub(crate) signal: OutboxSignal,
+    /// Batches of ingestion that it takes at once.
+    pub(crate) writers: usize,
 }
 
 /// Opens the store that a URL names.
@@ -117,9 +119,10 @@ fn size_named(name: &str) -> Option<PackageSize> {
 /// The queue in front of a store: concurrent requests share a transaction.
 pub(crate) type Ingest = Batcher<Vec<Command>, Vec<Applied>>;
 
-/// The queue in front of `store`, and the worker to run.
-pub(crate) fn ingest(store: Arc<dyn Store>) -> (Ingest, impl Future<Output = ()> + Send + 'static) {
-    Batcher::new(INGEST_LIMITS, move |requests: Vec<Vec<Command>>| {
+/// The queue in front of `store`, which takes batches of `writers` at once, and the worker to run.
+pub(crate) fn ingest(store: Arc<dyn Store>, writers: usize) -> (Ingest, impl Future<Output = ()> + Send + 'static) {
+    let limits = Limits { concurrency: writers, ..INGEST_LIMITS };
+    Batcher::new(limits, move |requests: Vec<Vec<Command>>| {
         let store = store.clone();
         async move {
             let sizes: Vec<_> = requests.iter().map(Vec::len).collect();

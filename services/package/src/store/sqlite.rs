@@ -55,7 +55,7 @@ pub(super) async fn open(path: &str, clock: Arc<dyn Clock>) -> Result<Opened, St
     let sqlite = sqlite::open(path, MIGRATIONS).await?;
     let signal = OutboxSignal::default();
     let store = Arc::new(SqliteStore { sqlite: sqlite.clone(), clock, signal: signal.clone() });
-    Ok(Opened { store, outbox: Arc::new(SqliteOutbox::new(sqlite)), signal })
+    Ok(Opened { store, outbox: Arc::new(SqliteOutbox::new(sqlite)), signal, writers: 1 })
 }
 
 struct SqliteStore {

@@ -19,8 +19,11 @@ pub use postgres::{BUCKETS as POSTGRES_BUCKETS, PostgresOutbox, SCHEMA as POSTGR
 pub use share::{Lease, Leases, fair_share};
 pub use sqlite::{SCHEMA as SQLITE_SCHEMA, SqliteOutbox, insert_sqlite};
 
-/// Events relayed in one go: two megabytes or so, and one fsync of the log for all of them.
+/// Events published in one go: two megabytes or so, and one fsync of the log for all of them.
 const RELAY_BATCH: usize = 2_000;
+
+/// Events read in one go: some batches, so that the store forgets one while the log takes the next.
+const READ_AHEAD: usize = 4 * RELAY_BATCH;
 
 /// How long a relay owns the outbox before it must say so again: short, since a killed relay's successor waits it out.
 const LEASE: chrono::Duration = chrono::Duration::seconds(5);
@@ -97,7 +100,8 @@ pub trait OutboxSource: Send + Sync + 'static {
     /// The oldest events of these buckets, in order of commit within each key.
     async fn read(&self, buckets: &[Bucket], limit: usize) -> Result<Vec<OutboxRow>, OutboxError>;
 
-    /// Forgets events that the log has acknowledged: the places of all rows that one [`Self::read`] answered.
+    /// Forgets events that the log has acknowledged: the places of rows that one [`Self::read`] answered, without a gap
+    /// between them or before the first that is left.
     async fn delete(&self, places: &[Place]) -> Result<(), OutboxError>;
 
     /// Events not yet relayed.
@@ -183,7 +187,7 @@ impl Relay {
     }
 
     /// One batch; true where there is surely more.
-    async fn turn(&self, leased: &mut Leased) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    async fn turn(&self, leased: &mut Leased) -> Result<bool, Failure> {
         let now = self.clock.now();
         if leased.until - now < LEASE / 2 {
             let until = now + LEASE;
@@ -194,20 +198,45 @@ impl Relay {
             *leased = Leased::default();
             return Ok(false);
         }
-        let rows = self.source.read(&leased.buckets, RELAY_BATCH).await?;
+        let rows = self.source.read(&leased.buckets, READ_AHEAD).await?;
         if rows.is_empty() {
             return Ok(false);
         }
-        let (places, events): (Vec<Place>, Vec<CloudEvent>) =
-            rows.into_iter().map(|row| (row.place, row.event)).unzip();
         abort_point("relay.read");
-        self.log.publish(events).await?;
-        abort_point("relay.published");
-        self.source.delete(&places).await?;
-        abort_point("relay.deleted");
-        Ok(places.len() >= RELAY_BATCH)
+        let full = rows.len() >= READ_AHEAD;
+        let all = self.relay(rows, leased.until).await?;
+        Ok(full || !all)
+    }
+
+    /// Publishes rows in order, a batch at a time, and has each batch forgotten while the next is published; false where
+    /// the lease did not last for all of them.
+    async fn relay(&self, rows: Vec<OutboxRow>, until: Timestamp) -> Result<bool, Failure> {
+        let mut rows = rows.into_iter().peekable();
+        let mut acknowledged: Vec<Place> = Vec::new();
+        while rows.peek().is_some() && self.clock.now() < until {
+            let (places, events): (Vec<Place>, Vec<CloudEvent>) =
+                rows.by_ref().take(RELAY_BATCH).map(|row| (row.place, row.event)).unzip();
+            let (published, forgotten) = futures::join!(self.log.publish(events), self.forget(&acknowledged));
+            published?;
+            forgotten?;
+            abort_point("relay.published");
+            acknowledged = places;
+        }
+        self.forget(&acknowledged).await?;
+        Ok(rows.peek().is_none())
+    }
+
+    async fn forget(&self, places: &[Place]) -> Result<(), OutboxError> {
+        if !places.is_empty() {
+            self.source.delete(places).await?;
+            abort_point("relay.deleted");
+        }
+        Ok(())
     }
 }
+
+/// Why a turn did not end.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a relay may read, and until when.
 struct Leased {

@@ -1,12 +1,13 @@
 //! How a package, its contents and its events are written as documents, and read back.
 
-use ::mongodb::bson::{Binary, Bson, Document, Uuid, doc, spec::BinarySubtype};
+use ::mongodb::bson::{Bson, Document, Uuid, doc};
 use contracts::{
     DeliveryId, Timestamp,
     api::{PackageSize, PackageSpec},
     events::{CloudEvent, PackageState},
 };
 use messaging::{keys::part_of, outbox::Bucket};
+use serde::Serialize;
 
 use crate::{
     domain::Package,
@@ -69,44 +70,164 @@ impl Stored {
     }
 }
 
-/// The statement that writes a package and appends its events, if the stored revision is still that one. Otherwise it
-/// is an insert that meets the document's own id, and is refused as such.
-pub(super) fn write(package: &Package, revision: i64, contents: Option<Uuid>, events: &[CloudEvent]) -> Document {
-    let mut fields = doc! {
-        "customer_id": package.customer_id.as_str(),
-        "home_region": package.home_region.as_str(),
-        "attempt": i64::from(package.attempt),
-        "fence": i64::try_from(package.fence).unwrap_or(i64::MAX),
-        "state": package.state.as_str(),
-        "size": package.package.size.as_str(),
-        "weight_kg": package.package.weight_kg,
-        "registered_us": package.registered_at.map(|at| at.timestamp_micros()),
-        "updated_us": package.updated_at.timestamp_micros(),
-        "revision": revision + 1,
-        "bucket": i32::from(bucket(package.delivery_id)),
-    };
-    if package.state != PackageState::Registered {
-        fields.insert("ended_us", package.updated_at.timestamp_micros());
-    }
-    if let Some(contents) = contents {
-        fields.insert("contents", contents);
-    }
-    let events: Vec<Document> = events.iter().map(event).collect();
-    doc! {
-        "q": { "_id": key(package.delivery_id), "revision": revision },
-        "u": { "$set": fields, "$push": { "outbox": { "$each": events } } },
-        "upsert": true,
+/// The fields of a package's document that each write of it sets.
+#[derive(Debug, Serialize)]
+struct Fields<'a> {
+    customer_id: &'a str,
+    home_region: &'a str,
+    attempt: i64,
+    fence: i64,
+    state: &'static str,
+    size: &'static str,
+    weight_kg: f64,
+    registered_us: Option<i64>,
+    updated_us: i64,
+    revision: i64,
+    bucket: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_us: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    contents: Option<Uuid>,
+}
+
+impl<'a> Fields<'a> {
+    /// Of a package whose stored revision is that.
+    fn of(package: &'a Package, revision: i64, contents: Option<Uuid>) -> Self {
+        let updated_us = package.updated_at.timestamp_micros();
+        Self {
+            customer_id: package.customer_id.as_str(),
+            home_region: package.home_region.as_str(),
+            attempt: i64::from(package.attempt),
+            fence: i64::try_from(package.fence).unwrap_or(i64::MAX),
+            state: package.state.as_str(),
+            size: package.package.size.as_str(),
+            weight_kg: package.package.weight_kg,
+            registered_us: package.registered_at.map(|at| at.timestamp_micros()),
+            updated_us,
+            revision: revision + 1,
+            bucket: i32::from(bucket(package.delivery_id)),
+            ended_us: (package.state != PackageState::Registered).then_some(updated_us),
+            contents,
+        }
     }
 }
 
-/// What a package says, as a document of its own; none where it says nothing.
-pub(super) fn contents(package: &Package, id: Uuid) -> Option<Document> {
-    let PackageSpec { tag, description, .. } = &package.package;
-    if tag.is_none() && description.is_none() {
-        return None;
+/// An event in the document that it is about.
+#[derive(Debug, Serialize)]
+struct Event<'a> {
+    id: Uuid,
+    topic: &'a str,
+    key: &'a str,
+    kind: &'a str,
+    source: &'a str,
+    time_us: i64,
+    #[serde(with = "serde_bytes")]
+    data: &'a [u8],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+}
+
+impl<'a> Event<'a> {
+    fn all(events: &'a [CloudEvent]) -> Vec<Self> {
+        let one = |event: &'a CloudEvent| Self {
+            id: Uuid::from_bytes(event.id.into_bytes()),
+            topic: &event.topic,
+            key: &event.key,
+            kind: &event.kind,
+            source: &event.source,
+            time_us: event.time.timestamp_micros(),
+            data: &event.data,
+            traceparent: event.traceparent.as_deref(),
+        };
+        events.iter().map(one).collect()
     }
-    let key = key(package.delivery_id);
-    Some(doc! { "_id": id, "delivery_id": key, "tag": tag.as_deref(), "description": description.as_deref() })
+}
+
+/// The document of a package that is not stored yet.
+#[derive(Debug, Serialize)]
+pub(super) struct Insert<'a> {
+    #[serde(rename = "_id")]
+    id: Uuid,
+    #[serde(flatten)]
+    fields: Fields<'a>,
+    outbox: Vec<Event<'a>>,
+}
+
+impl<'a> Insert<'a> {
+    pub(super) fn of(package: &'a Package, contents: Option<Uuid>, events: &'a [CloudEvent]) -> Self {
+        let fields = Fields::of(package, ABSENT, contents);
+        Self { id: key(package.delivery_id), fields, outbox: Event::all(events) }
+    }
+}
+
+/// The statement that writes a package and appends its events, if the stored revision is still that one. Otherwise it
+/// is an insert that meets the document's own id, and is refused as such.
+#[derive(Debug, Serialize)]
+pub(super) struct Update<'a> {
+    q: Revision,
+    u: Change<'a>,
+    upsert: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Revision {
+    #[serde(rename = "_id")]
+    id: Uuid,
+    revision: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct Change<'a> {
+    #[serde(rename = "$set")]
+    set: Fields<'a>,
+    #[serde(rename = "$push")]
+    push: Push<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Push<'a> {
+    outbox: Each<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Each<'a> {
+    #[serde(rename = "$each")]
+    events: Vec<Event<'a>>,
+}
+
+impl<'a> Update<'a> {
+    pub(super) fn of(package: &'a Package, known: &Stored, events: &'a [CloudEvent]) -> Self {
+        Self {
+            q: Revision { id: key(package.delivery_id), revision: known.revision },
+            u: Change {
+                set: Fields::of(package, known.revision, known.contents),
+                push: Push { outbox: Each { events: Event::all(events) } },
+            },
+            upsert: true,
+        }
+    }
+}
+
+/// What a package says, as a document of its own.
+#[derive(Debug, Serialize)]
+pub(super) struct Contents<'a> {
+    #[serde(rename = "_id")]
+    pub(super) id: Uuid,
+    delivery_id: Uuid,
+    tag: Option<&'a str>,
+    description: Option<&'a str>,
+}
+
+impl<'a> Contents<'a> {
+    /// None where it says nothing.
+    pub(super) fn of(package: &'a Package, id: Uuid) -> Option<Self> {
+        let PackageSpec { tag, description, .. } = &package.package;
+        if tag.is_none() && description.is_none() {
+            return None;
+        }
+        let delivery_id = key(package.delivery_id);
+        Some(Self { id, delivery_id, tag: tag.as_deref(), description: description.as_deref() })
+    }
 }
 
 /// Gives a package what its contents say.
@@ -114,22 +235,6 @@ pub(super) fn fill(package: &mut Package, contents: &Document) {
     let text = |field| contents.get_str(field).ok().map(str::to_owned);
     package.package.tag = text("tag");
     package.package.description = text("description");
-}
-
-fn event(event: &CloudEvent) -> Document {
-    let mut document = doc! {
-        "id": Uuid::from_bytes(event.id.into_bytes()),
-        "topic": &event.topic,
-        "key": &event.key,
-        "kind": &event.kind,
-        "source": &event.source,
-        "time_us": event.time.timestamp_micros(),
-        "data": Binary { subtype: BinarySubtype::Generic, bytes: event.data.clone() },
-    };
-    if let Some(traceparent) = &event.traceparent {
-        document.insert("traceparent", traceparent);
-    }
-    document
 }
 
 /// The events that wait in a package's document, in order.
