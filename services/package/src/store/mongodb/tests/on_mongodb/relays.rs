@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use ::mongodb::bson::{Document, doc};
+use ::mongodb::bson::{Document, doc, serialize_to_document};
 use contracts::{SystemClock, Timestamp};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use messaging::{
     EventLog,
     abort::ABORT_AT,
@@ -231,16 +231,21 @@ async fn a_position_that_the_oplog_does_not_hold_any_more_is_replaced_by_a_poll(
     let store: &dyn Store = &*subject.opened.store;
     store.apply(&[register(1, 1)]).await;
     Watched::on(&subject.url).await.relays("first", at(0), 1).await;
+    let database = mongodb::open(&subject.url, DATABASE).await.unwrap();
+    let mut events = database.collection::<Document>(PACKAGES).watch().await.unwrap();
     store.apply(&[register(2, 1)]).await;
-    let stored = mongodb::open(&subject.url, DATABASE).await.unwrap().collection::<Document>(positions::COLLECTION);
+    let event = serialize_to_document(&events.next().await.unwrap().unwrap().id).unwrap();
+    let event = event.get_str("_data").unwrap();
+    // A type, the seconds since 1970 and a count within the second, and the rest: of an event that no oplog holds. (The
+    // position between two events can be gone on from for as long as the oplog has its first entry.)
+    let gone = format!("{}0000000100000001{}", &event[..2], &event[18..]);
+    let stored = database.collection::<Document>(positions::COLLECTION);
     let mut document = stored.find_one(doc! {}).await.unwrap().unwrap();
     let mut tokens = BTreeSet::new();
     for (_, position) in document.get_document_mut("buckets").unwrap().iter_mut() {
         let token = position.as_document_mut().unwrap().get_document_mut("token").unwrap();
-        let data = token.get_str("_data").unwrap().to_owned();
-        // A type, the seconds since 1970 and a count within the second, and the rest.
-        token.insert("_data", format!("{}0000000100000001{}", &data[..2], &data[18..]));
-        tokens.insert(data);
+        tokens.insert(token.get_str("_data").unwrap().to_owned());
+        token.insert("_data", &gone);
     }
     assert_eq!(tokens.len(), 1, "a relay is as far in each of its buckets");
     stored.replace_one(doc! {}, document).await.unwrap();
