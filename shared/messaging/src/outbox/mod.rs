@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
+use self::share::{Lease, fair_share};
 use crate::{EventLog, Pace, abort_point};
 
 mod postgres;
@@ -16,7 +17,7 @@ mod share;
 mod sqlite;
 
 pub use postgres::{BUCKETS as POSTGRES_BUCKETS, PostgresOutbox, SCHEMA as POSTGRES_SCHEMA, insert_postgres};
-pub use share::{Lease, Leases, fair_share};
+pub use share::Leases;
 pub use sqlite::{SCHEMA as SQLITE_SCHEMA, SqliteOutbox, insert_sqlite};
 
 /// Events published in one go: two megabytes or so, and one fsync of the log for all of them.

@@ -7,18 +7,18 @@ use super::Bucket;
 
 /// Who reads a bucket, and until when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
+pub(super) struct Lease {
     /// The bucket.
-    pub bucket: Bucket,
+    pub(super) bucket: Bucket,
     /// The reader that leased it last; empty where nobody did.
-    pub owner: String,
+    pub(super) owner: String,
     /// Until when.
-    pub until: Timestamp,
+    pub(super) until: Timestamp,
 }
 
 /// Which buckets `owner`, one of `members` live relays, shall read from `now` on: its own first, then those that nobody
 /// holds, and never more than its share, so that a relay that has just come finds some free at the next renewals.
-pub fn fair_share(leases: &[Lease], owner: &str, members: usize, now: Timestamp) -> Vec<Bucket> {
+pub(super) fn fair_share(leases: &[Lease], owner: &str, members: usize, now: Timestamp) -> Vec<Bucket> {
     let share = leases.len().div_ceil(members.max(1));
     let own = leases.iter().filter(|lease| lease.owner == owner);
     let free = leases.iter().filter(|lease| lease.owner != owner && lease.until < now);

@@ -17,7 +17,7 @@ use messaging::{
 use super::{
     BACKLOG, OUTBOX, PACKAGES,
     documents::{self, Unreadable},
-    leases::{self, Leases},
+    leases::{self, Loaded},
 };
 
 /// Lost races for the leases before the relay is told, which tries again by itself: a replica renews every few seconds,
@@ -89,9 +89,9 @@ pub(super) fn waiting() -> Document {
 impl OutboxSource for MongoOutbox {
     async fn lease(&self, owner: &str, now: Timestamp, until: Timestamp) -> Result<Vec<Bucket>, OutboxError> {
         for _ in 0..LEASE_ATTEMPTS {
-            let mut leases = Leases::load(&self.database).await.map_err(unavailable)?;
-            let held = leases.renew(owner, now, until);
-            if leases.save(&self.database).await.map_err(unavailable)? {
+            let mut loaded = Loaded::from(&self.database).await.map_err(unavailable)?;
+            let held = loaded.leases.renew(owner, now, until);
+            if loaded.save(&self.database).await.map_err(unavailable)? {
                 return Ok(held);
             }
         }
