@@ -55,7 +55,7 @@ impl Groups {
         }
         let mut lags = Vec::new();
         let mut ends = None;
-        let groups = self.asker.fetch_group_list(None, ANSWER)?;
+        let groups = again(&self.asker, || self.asker.fetch_group_list(None, ANSWER))?;
         for group in groups.groups() {
             let Some(name) = self.names.ours(group.name()) else { continue };
             let committed = self.committed(group.name(), &topics)?;
@@ -97,11 +97,11 @@ impl Groups {
         let client = self.client_of(group)?;
         // What was reported to it in the meantime: nobody else takes it.
         while client.poll(Duration::ZERO).is_some() {}
-        again(&client, || client.committed_offsets(list(places, Offset::Invalid)?, ANSWER))
+        again(&client, || numbers(&client.committed_offsets(list(places, Offset::Invalid)?, ANSWER)?))
     }
 
     fn offsets(&self, places: &[Place], at: Offset) -> Result<BTreeMap<Place, u64>, KafkaError> {
-        again(&self.asker, || self.asker.offsets_for_times(list(places, at)?, ANSWER))
+        again(&self.asker, || numbers(&self.asker.offsets_for_times(list(places, at)?, ANSWER)?))
     }
 
     fn client_of(&self, group: &str) -> Result<Arc<BaseConsumer>, KafkaError> {
@@ -117,15 +117,12 @@ impl Groups {
     }
 }
 
-/// Asks, and asks again while a partition or a group finds its leader.
-fn again(
-    client: &BaseConsumer,
-    question: impl Fn() -> Result<TopicPartitionList, KafkaError>,
-) -> Result<BTreeMap<Place, u64>, KafkaError> {
+/// Asks, and asks again while a partition or a group finds its leader, or that one is still loading.
+fn again<T>(client: &BaseConsumer, question: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
     let mut tries = 1;
     loop {
-        match question().and_then(|list| numbers(&list)) {
-            Ok(numbers) => return Ok(numbers),
+        match question() {
+            Ok(answer) => return Ok(answer),
             Err(error) if tries < TRIES && is_moving(&error) => {
                 // It reads nothing: this is the pause.
                 drop(client.poll(PAUSE));
