@@ -19,6 +19,9 @@ START_SECONDS = 60
 STOP_SECONDS = 25
 # Between two questions: short against what is measured.
 POLL_SECONDS = 0.1
+# Between two questions whether all is done, and how many answers in a row make it so.
+SETTLE_POLL_SECONDS = 0.3
+QUIET_IN_A_ROW = 4
 # What a program needs of the environment; nothing of the caller's configuration reaches a service unasked.
 KEPT_VARIABLES = ("PATH", "HOME", "TMPDIR", "RUST_BACKTRACE")
 # The services in the order of their start, with their replicas.
@@ -193,6 +196,26 @@ class System:
         request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             return json.load(answer)
+
+    def database(self, service: str) -> str:
+        """Where psql finds a service's tables."""
+        server, search_path = self.stores[f"{service.upper()}_STORE"].split("?options[search_path]=")
+        return f"{server}?options=-csearch_path%3D{search_path}"
+
+    def settle(self, seconds: float = 60) -> bool:
+        """Waits until no saga is open and every consumer has everything, and says whether that came: several times in a
+        row, since between an outbox and the log an event is in neither."""
+        operator, deadline, quiet = self.token("operator", "operator"), time.monotonic() + seconds, 0
+        while time.monotonic() < deadline and quiet < QUIET_IN_A_ROW:
+            try:
+                sagas = self.get("/api/operations/sagas", operator)
+                lag = self.get("/api/operations/lag", operator)
+                idle = sagas["open"] == 0 and sum(item["lag"] for item in lag["items"]) == 0
+            except OSError:
+                idle = False
+            quiet = quiet + 1 if idle else 0
+            time.sleep(SETTLE_POLL_SECONDS)
+        return quiet == QUIET_IN_A_ROW
 
     def audit(self, ledger: pathlib.Path) -> subprocess.CompletedProcess:
         """Over the stores at rest: stop the services first."""
