@@ -36,9 +36,13 @@ async fn without_tracking_deliveries_are_accepted_and_read() {
     for second in [&mut gateway, &mut delivery] {
         let live = format!("{}/health/live", second.url);
         until("it listens", async || world.http.get(&live).send().await.ok().map(|_| ())).await;
-        let health = second.ask(&alice, Method::GET, "/health/ready", None).await;
-        assert_eq!((health.status, &health.body["status"]), (200, &json!("degraded")), "{}", health.text);
-        assert_eq!(down(&health), ["tracking"]);
+        // A peer that a busy machine keeps from answering in time counts as down for a moment, too.
+        until("it to lack tracking alone", async || {
+            let health = second.ask(&alice, Method::GET, "/health/ready", None).await;
+            assert_eq!((health.status, &health.body["status"]), (200, &json!("degraded")), "{}", health.text);
+            (down(&health) == ["tracking"]).then_some(())
+        })
+        .await;
     }
 
     let accepted = gateway.ask(&alice, Method::POST, "/api/deliveries", Some(&wish())).await;
