@@ -14,5 +14,6 @@ mod drones;
 mod process;
 mod scenarios;
 mod second;
+mod separate;
 mod stores;
 mod world;

@@ -23,10 +23,10 @@ use crate::{
 };
 
 /// How long a start may take on a loaded machine.
-const START: Duration = Duration::from_secs(60);
+pub(crate) const START: Duration = Duration::from_secs(60);
 
 /// How long an asked or aborted process may take to end: its own deadline is 15 s.
-const END: Duration = Duration::from_secs(30);
+pub(crate) const END: Duration = Duration::from_secs(30);
 
 /// Longer than what ordering, flying and a restart take together.
 const RUN: Duration = Duration::from_secs(120);
@@ -175,7 +175,7 @@ impl Site {
 }
 
 /// The end of a long text.
-fn last(text: &str) -> String {
+pub(crate) fn last(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
 }

@@ -1,4 +1,5 @@
-//! A whole system in this process, in a folder of its own: to be started, settled, started anew and audited.
+//! A whole system in a folder of its own, in this process or as separate ones: to be started, settled, started anew and
+//! audited.
 
 use std::{
     collections::HashMap,
@@ -23,7 +24,12 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{api::User, clock::JumpClock, stores};
+use crate::{
+    api::User,
+    clock::JumpClock,
+    separate::{self, Separate},
+    stores,
+};
 
 /// Where packages wait.
 pub(crate) const PICKUP: Coordinate = Coordinate { latitude: 48.850, longitude: 2.350 };
@@ -57,13 +63,16 @@ pub(crate) struct World {
 }
 
 struct Running {
-    url: String,
     log: Arc<dyn EventLog>,
     peers: Peers,
     issuer: auth::DevIssuer,
-    shutdown: CancellationToken,
-    serving: JoinSet<anyhow::Result<()>>,
+    serving: Serving,
     _lock: Lock,
+}
+
+enum Serving {
+    InThisProcess { shutdown: CancellationToken, serving: JoinSet<anyhow::Result<()>> },
+    Separately(Separate),
 }
 
 impl World {
@@ -90,10 +99,21 @@ impl World {
 
     async fn start(&mut self) {
         let lock = self.data.lock().unwrap();
+        self.running = Some(if separate::are_wanted() {
+            assert!(stores::are_real(), "separate processes share real stores: SYSTEM_STORES=real");
+            let issuer = self.data.issuer().unwrap();
+            let log = messaging::open(&self.stores.event_log, self.clock.clone()).await.unwrap();
+            let separate = Separate::start(self.path(), &self.stores).await;
+            Running { log, peers: separate.peers(), issuer, serving: Serving::Separately(separate), _lock: lock }
+        } else {
+            self.start_in_this_process(lock).await
+        });
+    }
+
+    async fn start_in_this_process(&self, lock: Lock) -> Running {
         let shutdown = CancellationToken::new();
         let system = System::start(&self.data, &self.stores, 0, self.clock.clone(), shutdown.clone()).await.unwrap();
-        let (url, log) = (system.url(), system.log.clone());
-        let (peers, issuer) = (system.peers.clone(), system.issuer.clone());
+        let (log, peers, issuer) = (system.log.clone(), system.peers.clone(), system.issuer.clone());
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             let ended = system.run().await;
@@ -102,14 +122,18 @@ impl World {
             }
             ended
         });
-        self.running = Some(Running { url, log, peers, issuer, shutdown, serving, _lock: lock });
+        Running { log, peers, issuer, serving: Serving::InThisProcess { shutdown, serving }, _lock: lock }
     }
 
     async fn stop(&mut self) {
-        let mut running = self.running.take().expect("the system runs");
-        running.shutdown.cancel();
-        while let Some(ended) = running.serving.join_next().await {
-            ended.unwrap().unwrap();
+        match self.running.take().expect("the system runs").serving {
+            Serving::InThisProcess { shutdown, mut serving } => {
+                shutdown.cancel();
+                while let Some(ended) = serving.join_next().await {
+                    ended.unwrap().unwrap();
+                }
+            }
+            Serving::Separately(processes) => processes.stop().await,
         }
     }
 
@@ -124,12 +148,13 @@ impl World {
     }
 
     pub(crate) fn url(&self) -> &str {
-        &self.running().url
+        self.service_url("gateway")
     }
 
-    /// Where a service answers the others.
+    /// Where a service answers the others: its first replica.
     pub(crate) fn service_url(&self, service: &str) -> &str {
-        &self.running().peers.0[service]
+        let replicas = &self.running().peers.0[service];
+        replicas.split(chassis::client::URL_SEPARATORS).next().unwrap_or(replicas)
     }
 
     pub(crate) fn peers(&self) -> &Peers {
@@ -199,13 +224,21 @@ impl World {
                 && (stores::are_real() || stores::outboxes_are_empty(self.path()).await)
                 && lag(&**self.log()).await == 0;
             quiet = if at_rest { quiet + 1 } else { 0 };
-            if sagas.body["open"] == 0 {
+            if sagas.body["open"] == 0 && !separate::are_wanted() {
                 self.clock.jump(QUIET_STEP);
             }
             let enough = if stores::are_real() { QUIET_POLLS_OF_REAL_STORES } else { QUIET_POLLS };
             (quiet >= enough).then_some(())
         })
         .await;
+    }
+
+    /// Lets time pass: in an instant where the system is in this process and hears this clock.
+    pub(crate) async fn pass(&self, time: Duration) {
+        match self.running().serving {
+            Serving::InThisProcess { .. } => self.clock.jump(time),
+            Serving::Separately(_) => SystemClock.sleep(time).await,
+        }
     }
 
     /// Waits for rest, stops the system, and proves the promises over the raw stores.

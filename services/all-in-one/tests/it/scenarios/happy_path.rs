@@ -82,10 +82,10 @@ async fn fly(world: &World, id: DeliveryId) -> DroneId {
     operator.sees_drone(drone, DroneStatus::Reserved).await;
     base.reaches(&mission, Stage::HeadedToPickup).await;
     alice.sees(id, Stage::HeadedToPickup).await;
-    world.clock.jump(Duration::from_secs(6));
+    world.pass(Duration::from_secs(6)).await;
     base.reaches(&mission, Stage::HeadedToDropoff).await;
     alice.sees(id, Stage::HeadedToDropoff).await;
-    world.clock.jump(Duration::from_secs(6));
+    world.pass(Duration::from_secs(6)).await;
     let on_the_way = base.report(&mission, Stage::HeadedToDropoff, MIDWAY);
     assert_eq!(base.send(&on_the_way).await.accepted, 1);
     until("the position and the time of arrival", async || {
@@ -96,7 +96,7 @@ async fn fly(world: &World, id: DeliveryId) -> DroneId {
     })
     .await;
     assert_eq!(base.send(&on_the_way).await.stale, 1, "a repeated report changes nothing");
-    world.clock.jump(Duration::from_secs(6));
+    world.pass(Duration::from_secs(6)).await;
     base.reaches(&mission, Stage::Completed).await;
     drone
 }

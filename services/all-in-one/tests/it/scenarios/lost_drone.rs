@@ -9,7 +9,7 @@ use testkit::until;
 
 use crate::{
     api::{Answer, User, wish},
-    world::World,
+    world::{World, within},
 };
 
 /// What package says of the delivery's package.
@@ -112,7 +112,10 @@ async fn a_retired_drone_gives_its_delivery_to_another() {
     world.audit().await;
 }
 
-/// Half a minute of silence, in which another drone is heard.
+/// After so long without a word a reserved drone counts as lost.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Silence in which another drone is heard.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_drone_counts_as_lost() {
     let world = World::new().await;
@@ -123,9 +126,9 @@ async fn a_silent_drone_counts_as_lost() {
     let mission = base.mission(id).await;
     assert_eq!(mission.drone_id, silent);
     let heard = base.new_drone().await;
-    until("the second attempt", async || {
+    within(SILENCE * 2, "the second attempt", async || {
         base.rests(heard).await;
-        world.clock.jump(Duration::from_millis(500));
+        world.pass(Duration::from_millis(500)).await;
         (alice.delivery(id).await.attempt == 2).then_some(())
     })
     .await;
@@ -147,10 +150,10 @@ async fn a_flight_that_never_ends_expires() {
     let mission = base.mission(id).await;
     base.reaches(&mission, Stage::HeadedToDropoff).await;
     alice.sees(id, Stage::HeadedToDropoff).await;
-    world.clock.jump(Duration::from_secs(31 * 60));
+    world.pass(Duration::from_secs(31 * 60)).await;
     assert_eq!(base.send(&base.report(&mission, Stage::HeadedToDropoff, mission.pickup)).await.accepted, 1);
     assert_eq!(alice.delivery(id).await.stage, Stage::HeadedToDropoff, "late, but not given up");
-    world.clock.jump(Duration::from_secs(9 * 60));
+    world.pass(Duration::from_secs(9 * 60)).await;
     let failed = alice.sees(id, Stage::Failed).await;
     assert_eq!(failed.end_reason.as_deref(), Some("the deadline has passed"));
     base.sees_recall(id).await;

@@ -23,7 +23,7 @@ async fn at_the_deadline_it_is_rejected_and_leaves_the_line() {
     let id = alice.order(&with(wish(), &json!({"deadline": deadline(&world, 3)}))).await;
     alice.sees_step(id, "reserve_drone waiting").await;
     assert_eq!(held(&world).await, [id]);
-    world.clock.jump(Duration::from_secs(3));
+    world.pass(Duration::from_secs(3)).await;
     let rejected = alice.sees(id, Stage::Rejected).await;
     assert_eq!(rejected.end_reason.as_deref(), Some("no drone before the deadline"));
     let steps = alice.steps(id).await;

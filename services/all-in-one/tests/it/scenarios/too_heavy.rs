@@ -36,7 +36,7 @@ async fn too_heavy_for_every_drone_is_rejected_at_the_deadline() {
     base.flies(&base.mission(light).await).await;
     alice.sees(light, Stage::Completed).await;
 
-    world.clock.jump(Duration::from_secs(3));
+    world.pass(Duration::from_secs(3)).await;
     alice.sees(heavy, Stage::Rejected).await;
     operator.sees_drone(weak, DroneStatus::Idle).await;
     world.audit().await;
