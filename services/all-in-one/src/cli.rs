@@ -14,6 +14,9 @@ use clap::{Args, Parser, Subcommand};
 use contracts::{Clock, SystemClock, api::Role};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(test)]
+mod configuration;
+
 use crate::{
     DataDir, StoreArgs,
     audit::{self, Ledger},
