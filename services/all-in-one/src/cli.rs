@@ -14,9 +14,6 @@ use clap::{Args, Parser, Subcommand};
 use contracts::{Clock, SystemClock, api::Role};
 use tokio_util::sync::CancellationToken;
 
-#[cfg(test)]
-mod configuration;
-
 use crate::{
     DataDir, StoreArgs,
     audit::{self, Ledger},
@@ -293,3 +290,6 @@ fn read_ledger(path: &Path) -> anyhow::Result<Ledger> {
         .with_context(|| format!("--accepted: {} cannot be read", path.display()))?;
     Ledger::read(std::io::BufReader::new(file)).with_context(|| format!("--accepted: {}", path.display()))
 }
+
+#[cfg(test)]
+mod configuration;
