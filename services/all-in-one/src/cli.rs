@@ -290,3 +290,6 @@ fn read_ledger(path: &Path) -> anyhow::Result<Ledger> {
         .with_context(|| format!("--accepted: {} cannot be read", path.display()))?;
     Ledger::read(std::io::BufReader::new(file)).with_context(|| format!("--accepted: {}", path.display()))
 }
+
+#[cfg(test)]
+mod configuration;
