@@ -108,6 +108,10 @@ impl<R: Row> Subscriber<R> {
                 if start != at.offset {
                     seek(subscription, &place, start).await?;
                 }
+                if start > at.offset {
+                    // Whoever had it before could not say so any more.
+                    self.tell(subscription, &[Offset { offset: start, ..at }]).await?;
+                }
             }
             mine.insert(place);
         }
@@ -167,8 +171,12 @@ impl<R: Row> Subscriber<R> {
             return Ok(());
         }
         tracing::debug!(topic = self.topic.name(), rows = flushed.rows, "committed to the lake");
-        match subscription.commit(&flushed.committed).await {
-            // The group's offset only tells others how far we are; the table's is the one that counts.
+        self.tell(subscription, &flushed.committed).await
+    }
+
+    /// The group's offset only tells others how far we are; the table's is the one that counts.
+    async fn tell(&self, subscription: &mut dyn Subscription, next: &[Offset]) -> Result<(), RoundError> {
+        match subscription.commit(next).await {
             Ok(()) | Err(LogError::Rebalanced) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -37,6 +37,8 @@ const RETRIES: u32 = 100;
 
 /// A partition of this member.
 struct Partition {
+    /// Which time it was given: one that comes back is another one, since somebody else may have gone on with it.
+    tenure: u64,
     topic: Arc<str>,
     number: u32,
     /// None where the client would not give it: then the records come mixed with what happens to the group.
@@ -62,6 +64,8 @@ pub(super) struct KafkaSubscription {
     topics: Arc<Topics>,
     names: Names,
     partitions: Vec<Partition>,
+    /// Tenures so far.
+    tenures: u64,
     /// Whether the group has given it its part, perhaps none.
     joined: bool,
     /// Where the next read starts, so that no partition waits behind a busy one.
@@ -90,6 +94,7 @@ impl KafkaSubscription {
             topics: topics.clone(),
             names: names.clone(),
             partitions: Vec::new(),
+            tenures: 0,
             joined: false,
             turn: 0,
             failed: None,
@@ -180,7 +185,8 @@ impl KafkaSubscription {
                 for (topic, number, queue) in given {
                     let Some(ours) = self.names.ours(&topic) else { continue };
                     let (topic, number) = (Arc::from(ours), number.unsigned_abs());
-                    self.partitions.push(Partition { topic, number, queue, position: None });
+                    self.tenures += 1;
+                    self.partitions.push(Partition { tenure: self.tenures, topic, number, queue, position: None });
                 }
             }
             Change::Taken(taken) => {
@@ -286,30 +292,32 @@ impl KafkaSubscription {
     }
 
     /// Commits those that are this member's; the broker asks only whether it is in the group.
+    ///
+    /// A commit that meets a rebalance is refused although its partitions may stay: it is tried again for those, or they
+    /// would count as unread until their next record.
     async fn commit_mine(&mut self, next: Vec<Offset>) -> Result<(), LogError> {
-        let mut lost = false;
+        let mut pending = Vec::with_capacity(next.len());
+        for offset in next {
+            // Before anything that has happened to the group since the records were handed out.
+            let tenure = self.mine(&offset).map(|mine| mine.tenure);
+            pending.push((tenure, offset));
+        }
         for _ in 0..RETRIES {
             self.events()?;
-            let mut kept = Vec::new();
-            for offset in &next {
-                match self.mine(offset) {
-                    Some(mine) => kept.push((mine.topic.clone(), mine.number, At::Offset(offset.offset.cast_signed()))),
-                    None => lost = true,
-                }
-            }
-            if kept.is_empty() && lost || self.member()?.assignment_lost() {
-                return Err(LogError::Rebalanced);
-            }
+            let mine = |(tenure, _): &&(Option<u64>, Offset)| {
+                self.partitions.iter().any(|partition| Some(partition.tenure) == *tenure)
+            };
+            let kept: Vec<_> = pending.iter().filter(mine).map(|(_, offset)| place(offset)).collect();
+            let lost = kept.len() < pending.len();
             if kept.is_empty() {
-                return Ok(());
+                return if lost { Err(LogError::Rebalanced) } else { Ok(()) };
             }
             let list = self.list(&kept).map_err(LogError::unavailable)?;
             let job = move |member: &Member| member.commit(&list, CommitMode::Sync).map(|()| list);
             match self.job(job).await? {
                 Ok(_) if lost => return Err(LogError::Rebalanced),
                 Ok(_) => return Ok(()),
-                Err(error) if is_out(&error) => return Err(LogError::Rebalanced),
-                Err(error) if is_rebalancing(&error) || is_moving(&error) => self.pause().await?,
+                Err(error) if is_out(&error) || is_rebalancing(&error) || is_moving(&error) => self.pause().await?,
                 Err(error) => return Err(LogError::unavailable(error)),
             }
         }
@@ -350,6 +358,11 @@ impl KafkaSubscription {
         }
         self.turn = first.wrapping_add(1);
     }
+}
+
+/// What is committed of a partition.
+fn place(next: &Offset) -> (Arc<str>, u32, At) {
+    (Arc::from(&*next.topic), next.partition, At::Offset(next.offset.cast_signed()))
 }
 
 fn streams(partitions: &[Partition]) -> Vec<Option<rdkafka::consumer::MessageStream<'_, member::Context>>> {
