@@ -53,7 +53,8 @@ use crate::{
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
     /// Where flights are kept: sqlite:PATH, redis://HOST:PORT/DB?prefix=NAME, or redis+cluster://HOST:PORT,HOST:PORT; with
-    /// rediss for TLS. The server must have maxmemory-policy noeviction and should have appendfsync always.
+    /// rediss for TLS. The server must have maxmemory-policy noeviction and appendonly yes, and should have
+    /// appendfsync always.
     #[arg(long, env = "TRACKING_STORE", value_parser = chassis::config::store_url(&store::SCHEMES))]
     pub store: String,
 }

@@ -22,7 +22,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a session may take, in milliseconds: a statement (the largest batch takes a tenth), a wait for a row's lock, and
 /// an open transaction that does nothing, whose holder is gone.
-const SESSION: [(&str, &str); 4] = [
+const SESSION: [(&str, &str); 5] = [
+    // Whatever the role or the database says: what was acknowledged is on disk.
+    ("synchronous_commit", "on"),
     ("statement_timeout", "5000"),
     ("lock_timeout", "3000"),
     ("idle_in_transaction_session_timeout", "10000"),

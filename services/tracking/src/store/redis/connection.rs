@@ -132,7 +132,7 @@ impl Connection {
             )
         };
         let connection = Self { link, replicas: Mutex::new(None) };
-        connection.refuse_an_evicting_store().await?;
+        connection.refuse_a_forgetful_store().await?;
         Ok(connection)
     }
 
@@ -208,7 +208,7 @@ impl Connection {
     /// The replicas that each primary is connected to.
     async fn replicas_now(&self) -> RedisResult<Vec<(String, u32)>> {
         let told = self.everywhere::<redis::InfoDict>(cmd("INFO").arg("replication")).await?;
-        Ok(told.into_iter().map(|(node, info)| (node, info.get("connected_slaves").unwrap_or(0))).collect())
+        Ok(told.into_iter().map(|(node, info)| (node, replicas_of(&info))).collect())
     }
 
     /// Asks every primary; the answers by node.
@@ -226,30 +226,56 @@ impl Connection {
         }
     }
 
-    /// A server that drops what is old when it is full would drop what was acknowledged.
-    async fn refuse_an_evicting_store(&self) -> anyhow::Result<()> {
+    /// A server that drops what is old when it is full would drop what was acknowledged; so would one that keeps nothing
+    /// on disk, at its next start.
+    async fn refuse_a_forgetful_store(&self) -> anyhow::Result<()> {
         let mut ask = cmd("CONFIG");
-        ask.arg("GET").arg("maxmemory-policy");
+        ask.arg("GET").arg("maxmemory-policy").arg("appendonly").arg("appendfsync");
         let answers = match self.everywhere::<std::collections::HashMap<String, String>>(&ask).await {
             Ok(answers) => answers,
             Err(error) if matches!(error.kind(), redis::ErrorKind::Server(_)) => {
-                tracing::warn!(%error, "the store does not tell its maxmemory-policy, which must be noeviction");
+                tracing::warn!(
+                    %error,
+                    "the store does not tell its settings: it needs maxmemory-policy noeviction, appendonly yes and \
+                     appendfsync always"
+                );
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
         for (node, settings) in answers {
-            if let Some(policy) = settings.get("maxmemory-policy").filter(|policy| *policy != "noeviction") {
+            let other = |name: &str, wanted: &str| settings.get(name).filter(|value| *value != wanted);
+            if let Some(policy) = other("maxmemory-policy", "noeviction") {
                 bail!("maxmemory-policy of {node} is {policy}, and would drop what was acknowledged: set noeviction");
+            }
+            if other("appendonly", "yes").is_some() {
+                bail!("appendonly of {node} is off, and a restart would lose what was acknowledged: set yes");
+            }
+            if let Some(when) = other("appendfsync", "always") {
+                tracing::warn!(%node, %when, "appendfsync is not always: a crash of the machine loses the last writes");
             }
         }
         Ok(())
     }
 }
 
+/// The replicas of a primary that follow it: one that is still being given everything acknowledges nothing yet.
+fn replicas_of(replication: &redis::InfoDict) -> u32 {
+    let connected: u32 = replication.get("connected_slaves").unwrap_or(0);
+    let states = (0..connected).filter_map(|number| replication.get::<String>(&format!("slave{number}")));
+    states.map(|state| u32::from(state.split(',').any(|part| part == "state=online"))).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replica_that_is_still_being_filled_does_not_count() {
+        let info = "connected_slaves:2\r\nslave0:ip=::1,port=1,state=wait_bgsave,offset=0,lag=0\r\n\
+                    slave1:ip=::1,port=2,state=online,offset=7,lag=1\r\n";
+        assert_eq!(replicas_of(&redis::InfoDict::new(info)), 1);
+    }
 
     #[test]
     fn urls_name_a_server_or_a_cluster_and_a_prefix() {

@@ -27,6 +27,7 @@ use self::{
     keys::{BUCKETS, Keys, bucket_of},
     news::News,
     outbox::RedisOutbox,
+    save::SaveScript,
     script::{Call, Script},
 };
 use super::{
@@ -65,7 +66,7 @@ struct Shared {
 /// The store of flights on a Redis server or cluster.
 pub(super) struct RedisStore {
     shared: Arc<Shared>,
-    save: Script,
+    save: SaveScript,
     forget: Script,
 }
 
@@ -83,8 +84,7 @@ impl RedisStore {
         let channels: Vec<String> = (0..BUCKETS).map(|bucket| keys.channel(bucket)).collect();
         connection.listen(&channels).await?;
         let shared = Arc::new(Shared { connection, keys, news });
-        let save = Script::new(include_str!("save.lua"));
-        Ok(Self { shared, save, forget: Script::new(include_str!("forget.lua")) })
+        Ok(Self { shared, save: SaveScript::new(), forget: Script::new(include_str!("forget.lua")) })
     }
 
     /// The outbox in the same buckets.

@@ -1,5 +1,6 @@
 -- Saves the changes of one bucket: for each, all of it if the flight is at the version before, or else nothing of it.
--- Runs without `allow-oom`: a store that is full refuses the call before any write.
+-- Runs without `allow-oom`, so that a store that is full refuses the call before any write; but for a call that only ends
+-- flights, which makes room.
 --
 -- KEYS, all of one hash tag: outbox stream, mission log stream, counts, positions (geo index), open flights by change,
 -- closed flights by close, the channel of changes; then for each change its flight, and for each of its mission notes

@@ -25,6 +25,34 @@ const KEEP_CLOSED_MS: u64 = 25 * 60 * 60 * 1_000;
 /// The geo index takes no place nearer to a pole: <https://redis.io/docs/latest/commands/geoadd/>.
 const MAX_INDEXED_LATITUDE: f64 = 85.051_128_78;
 
+/// The script by which a batch is saved.
+pub(super) struct SaveScript {
+    saving: Script,
+    /// The same, taken by a store that is full as well.
+    ending: Script,
+}
+
+impl SaveScript {
+    pub(super) fn new() -> Self {
+        Self {
+            saving: Script::new(include_str!("save.lua")),
+            ending: Script::new(concat!("#!lua flags=allow-oom\n", include_str!("save.lua"))),
+        }
+    }
+
+    /// The one for changes that all end flights, or that do not.
+    fn of(&self, ends: bool) -> &Script {
+        if ends { &self.ending } else { &self.saving }
+    }
+}
+
+/// Changes that share a call: those of a bucket that end flights, or those that do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Group {
+    bucket: Bucket,
+    ends: bool,
+}
+
 /// The server refused to take more.
 #[derive(Debug, thiserror::Error)]
 #[error("the store has used up its memory budget (maxmemory) and takes no more until flights end or it is raised")]
@@ -33,19 +61,20 @@ struct Full(#[source] redis::RedisError);
 /// See `Store::save`.
 pub(super) async fn save(
     shared: &Shared,
-    script: &Script,
+    script: &SaveScript,
     changes: &[Change],
     now: Timestamp,
 ) -> Vec<Result<(), SaveError>> {
-    let mut by_bucket: BTreeMap<Bucket, Vec<usize>> = BTreeMap::new();
+    let mut by_group: BTreeMap<Group, Vec<usize>> = BTreeMap::new();
     for (at, change) in changes.iter().enumerate() {
-        by_bucket.entry(bucket_of(change.flight.delivery_id)).or_default().push(at);
+        let group = Group { bucket: bucket_of(change.flight.delivery_id), ends: !change.flight.is_open() };
+        by_group.entry(group).or_default().push(at);
     }
-    let calls: Vec<(Bucket, &[usize])> = by_bucket
+    let calls: Vec<(Group, &[usize])> = by_group
         .iter()
-        .flat_map(|(bucket, places)| places.chunks(CHANGES_IN_A_CALL).map(|some| (*bucket, some)))
+        .flat_map(|(group, places)| places.chunks(CHANGES_IN_A_CALL).map(|some| (*group, some)))
         .collect();
-    let answers = calls.iter().map(|(bucket, places)| save_some(shared, script, *bucket, changes, places, now));
+    let answers = calls.iter().map(|(group, places)| save_some(shared, script, *group, changes, places, now));
     let answers = join_all(answers).await;
     let mut results: Vec<Result<(), SaveError>> = changes.iter().map(|_| Ok(())).collect();
     for ((_, places), outcomes) in calls.into_iter().zip(answers) {
@@ -59,8 +88,8 @@ pub(super) async fn save(
 
 async fn save_some(
     shared: &Shared,
-    script: &Script,
-    bucket: Bucket,
+    script: &SaveScript,
+    Group { bucket, ends }: Group,
     changes: &[Change],
     places: &[usize],
     now: Timestamp,
@@ -68,7 +97,7 @@ async fn save_some(
     let changes: Vec<&Change> = places.iter().map(|at| &changes[*at]).collect();
     let outcome = async {
         let call = call(shared, bucket, &changes, now)?;
-        let saved: Vec<u8> = shared.connection.run(script, &call).await.map_err(unavailable)?;
+        let saved: Vec<u8> = shared.connection.run(script.of(ends), &call).await.map_err(unavailable)?;
         Ok::<_, Unavailable>(saved)
     };
     match outcome.await {

@@ -268,19 +268,33 @@ mod on_redis_of_its_own {
         assert_eq!(bench.open(open(2, 1, 1)).await, OpenOutcome::Unavailable);
         assert_eq!(bench.report(vec![report(1, 1, None)]).await, [ReportOutcome::Unavailable]);
         assert!(bench.stored(2).await.is_none(), "reading goes on");
+
+        // What makes room goes on, too: the relay leases, reads and deletes, and flights end.
+        let buckets = lease(&*opened.outbox).await;
+        bench.close(close(1, 1, 1, Stage::Completed)).await;
+        assert!(!bench.stored(1).await.unwrap().is_open());
+        let events = opened.outbox.read(&buckets, 100).await.unwrap();
+        let places: Vec<_> = events.iter().map(|row| row.place.clone()).collect();
+        opened.outbox.delete(&places).await.unwrap();
+        assert_eq!(opened.outbox.backlog().await.unwrap(), 0);
+
         budget("512mb").await;
-        assert_eq!(bench.report(vec![report(1, 1, None)]).await, [ReportOutcome::Accepted]);
         assert_eq!(bench.open(open(2, 1, 1)).await, OpenOutcome::Opened);
     }
 
     #[tokio::test]
-    async fn a_store_that_evicts_is_refused() {
+    async fn a_store_that_forgets_is_refused() {
         let Some(own) = Own::start("redis", "TEST_REDIS_URL").await else { return };
         let connection = raw(&own.url).await;
         let mut set = cmd("CONFIG");
         connection.ask::<()>(set.arg("SET").arg("maxmemory-policy").arg("allkeys-lru")).await.unwrap();
         let Err(error) = open_store(&own.url).await else { panic!("opened") };
         assert!(format!("{error:#}").contains("noeviction"), "{error:#}");
+        for (name, value) in [("maxmemory-policy", "noeviction"), ("appendonly", "no")] {
+            connection.ask::<()>(cmd("CONFIG").arg("SET").arg(name).arg(value)).await.unwrap();
+        }
+        let Err(error) = open_store(&own.url).await else { panic!("opened") };
+        assert!(format!("{error:#}").contains("appendonly"), "{error:#}");
     }
 
     #[tokio::test]
