@@ -217,14 +217,20 @@ impl World {
     /// Waits until every delivery is over, every event relayed and every consumer at the end of its topics.
     pub(crate) async fn settle(&self) {
         let operator = self.operator().await;
-        let mut quiet = 0;
+        let (mut quiet, mut told) = (0, String::new());
         within(SETTLE_PATIENCE, "everything at rest", async || {
-            let sagas = operator.get("/api/operations/sagas").await;
-            let at_rest = sagas.body["open"] == 0
-                && (stores::are_real() || stores::outboxes_are_empty(self.path()).await)
-                && lag(&**self.log()).await == 0;
+            let open = operator.get("/api/operations/sagas").await.body["open"].clone();
+            let lags = lags(&**self.log()).await;
+            let at_rest =
+                open == 0 && (stores::are_real() || stores::outboxes_are_empty(self.path()).await) && lags.is_empty();
+            // Seen where it never comes to rest.
+            let now = format!("open: {open}, lags: {lags:?}");
+            if now != told {
+                println!("{now}");
+                told = now;
+            }
             quiet = if at_rest { quiet + 1 } else { 0 };
-            if sagas.body["open"] == 0 && !separate::are_wanted() {
+            if open == 0 && !separate::are_wanted() {
                 self.clock.jump(QUIET_STEP);
             }
             let enough = if stores::are_real() { QUIET_POLLS_OF_REAL_STORES } else { QUIET_POLLS };
@@ -256,10 +262,11 @@ pub(crate) async fn audit_is_clean(stores: &Stores, accepted: Vec<DeliveryId>) {
     assert!(report.is_clean(), "{report}");
 }
 
-/// Records that consumers have yet to process.
-async fn lag(log: &dyn EventLog) -> u64 {
-    let lags = log.lag().await.unwrap();
-    lags.iter().filter(|lag| !lag.group.ends_with(".redrive")).map(messaging::GroupLag::lag).sum()
+/// What consumers have yet to process.
+async fn lags(log: &dyn EventLog) -> Vec<messaging::GroupLag> {
+    let mut lags = log.lag().await.unwrap();
+    lags.retain(|lag| !lag.group.ends_with(".redrive") && lag.lag() > 0);
+    lags
 }
 
 /// Polls like [`testkit::until`], for as long as the caller says: for whole runs of the simulator.
