@@ -57,7 +57,7 @@ impl Separate {
     pub(crate) async fn start(folder: &Path, stores: &Stores) -> Self {
         let places: Vec<(&str, String, u16)> = REPLICAS
             .iter()
-            .flat_map(|(service, count)| (1..=*count).map(|number| (*service, format!("{service}-{number}"))))
+            .flat_map(|(service, count)| (1..=*count).map(move |number| (*service, format!("{service}-{number}"))))
             .zip(free_ports())
             .map(|((service, label), port)| (service, label, port))
             .collect();

@@ -1,8 +1,11 @@
 //! Tracking or the event log is away: deliveries are accepted and read all the same, and every answer says what it lacks.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -16,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::{
     api::{Answer, wish},
     second::Second,
-    world::World,
+    world::{World, within},
 };
 
 /// The names of the dependencies that are down.
@@ -37,7 +40,7 @@ async fn without_tracking_deliveries_are_accepted_and_read() {
         let live = format!("{}/health/live", second.url);
         until("it listens", async || world.http.get(&live).send().await.ok().map(|_| ())).await;
         // A peer that a busy machine keeps from answering in time counts as down for a moment, too.
-        until("it to lack tracking alone", async || {
+        within(Duration::from_secs(30), "it to lack tracking alone", async || {
             let health = second.ask(&alice, Method::GET, "/health/ready", None).await;
             assert_eq!((health.status, &health.body["status"]), (200, &json!("degraded")), "{}", health.text);
             (down(&health) == ["tracking"]).then_some(())
