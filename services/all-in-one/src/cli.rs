@@ -120,7 +120,9 @@ struct TokenArgs {
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    chassis::init();
+    if let Err(error) = chassis::init() {
+        return fail(&error);
+    }
     let line = CommandLine::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -113,7 +113,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_folders_name_may_hold_characters_that_mean_something_in_a_url() {
-        chassis::init();
+        chassis::init().unwrap();
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("a#1 50% ?x");
         let data = DataDir::create(&folder).unwrap();

@@ -33,7 +33,7 @@ use crate::{
     domain::Delivery,
     driver::Driver,
     ledger::Ledger,
-    live::{Filter, Message, Watch},
+    live::{Filter, Message},
     store::{IdempotencyKey, StoreError, Summary},
 };
 
@@ -265,41 +265,20 @@ async fn watch_one(
     Ok(chassis::stream::sse(until_over, state.shutdown))
 }
 
-/// Every change of the customer's deliveries; begins with those that are open among the newest.
+/// Every change of the customer's deliveries; begins with those that are open among the newest. Where changes were
+/// skipped it ends: whoever watches watches anew, and reads the list for as far back as they know deliveries.
 async fn watch_all(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
     let customer = customer(&caller)?;
+    // Watching begins before reading, so that no change falls between.
     let mut watch = state.ledger.live.watch(Filter::AllOf(customer.clone()));
-    let mut first = newest(&state.ledger, &customer, &mut watch).await?;
-    first.retain(|record| !record.stage.is_terminal());
-    let start = (first, watch, state.ledger.clone(), customer);
-    let records = stream::unfold(start, |(mut pending, mut watch, ledger, customer)| async move {
-        loop {
-            if let Some(record) = pending.pop() {
-                return Some((record, (pending, watch, ledger, customer)));
-            }
-            match watch.next().await {
-                Message::Changed(record) => pending.push(record),
-                Message::Skipped => pending = newest(&ledger, &customer, &mut watch).await.ok()?,
-                Message::Closed => return None,
-            }
-        }
-    });
-    Ok(chassis::stream::sse(records, state.shutdown))
-}
-
-/// Those of the customer's newest deliveries that the watcher does not know as they are, newest first.
-async fn newest(
-    ledger: &Ledger,
-    customer: &CustomerId,
-    watch: &mut Watch,
-) -> Result<Vec<Arc<DeliveryRecord>>, StoreError> {
-    let mut news = Vec::new();
-    for Delivery { record, .. } in ledger.store.list(customer, None, MAX_PAGE).await? {
-        if watch.note(&record) {
-            news.push(Arc::new(record));
+    let mut open = Vec::new();
+    for Delivery { record, .. } in state.ledger.store.list(&customer, None, MAX_PAGE).await? {
+        if watch.note(&record) && !record.stage.is_terminal() {
+            open.push(Arc::new(record));
         }
     }
-    Ok(news)
+    let oldest_first = stream::iter(open.into_iter().rev());
+    Ok(chassis::stream::sse(oldest_first.chain(watch.changes()), state.shutdown))
 }
 
 async fn statuses(

@@ -3,9 +3,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use contracts::{CustomerId, DeliveryId, events::DeliveryRecord};
+use futures::{Stream, stream};
 use tokio::sync::broadcast;
 
-/// Changes kept for a slow watcher. One that is further behind is told so and reads the store.
+/// Changes kept for a slow watcher. One that is further behind is told so.
 const BACKLOG: usize = 1_024;
 
 /// Deliveries of which a watcher remembers what it has seen: more than anybody has open. Past it all are forgotten, and
@@ -36,7 +37,7 @@ pub(crate) enum Filter {
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
     Changed(Arc<DeliveryRecord>),
-    /// Changes were skipped: read the store.
+    /// Changes were skipped, nobody knows of which deliveries: read the store.
     Skipped,
     /// There will be no more.
     Closed,
@@ -106,6 +107,17 @@ impl Watch {
             }
         }
     }
+
+    /// The changes, until some were skipped. Any delivery may be among those, also one that no page of a list begins
+    /// with, so that only who watches can make up for them: by watching anew.
+    pub(crate) fn changes(self) -> impl Stream<Item = Arc<DeliveryRecord>> + Send + 'static {
+        stream::unfold(self, |mut watch| async move {
+            match watch.next().await {
+                Message::Changed(record) => Some((record, watch)),
+                Message::Skipped | Message::Closed => None,
+            }
+        })
+    }
 }
 
 impl Filter {
@@ -123,6 +135,7 @@ mod tests {
         Clock, Coordinate, SystemClock, Timestamp,
         api::{Confirmation, CreateDelivery, PackageSize, PackageSpec, default_region},
     };
+    use futures::StreamExt;
 
     use super::*;
     use crate::domain::Delivery;
@@ -183,6 +196,18 @@ mod tests {
             live.tell(&version(&alices, number + 1));
         }
         assert!(matches!(watch.next().await, Message::Skipped));
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_changes_ends_where_some_were_skipped_and_not_before() {
+        let (live, alices) = (Live::new(), record("alice"));
+        let watch = live.watch(Filter::AllOf("alice".parse().unwrap()));
+        live.tell(&version(&alices, 1));
+        live.tell(&version(&alices, 2));
+        live.missed();
+        live.tell(&version(&alices, 3));
+        let told: Vec<u64> = watch.changes().map(|record| record.version).collect().await;
+        assert_eq!(told, [1, 2], "whoever goes on from here would never hear what was skipped");
     }
 
     #[tokio::test]

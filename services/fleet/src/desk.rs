@@ -3,12 +3,13 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use chassis::supervise::Tasks;
-use contracts::commands::{DroneReport, ReleaseDrone, ReleaseOutcome, ReportOutcome, ReserveDrone, ReserveOutcome};
+use contracts::commands::{ReleaseDrone, ReleaseOutcome, ReportOutcome, ReserveDrone, ReserveOutcome};
 use messaging::{Batcher, BatcherClosed, batch::Limits};
 
 use crate::{
     domain::{Drone, Registration},
     fleet::{Fleet, RegisterError},
+    reports::Report,
 };
 
 /// Requests in one batch and in the queue: a request may hold hundreds of commands, and every transaction is bounded by
@@ -31,7 +32,7 @@ type Requests<C, O> = Batcher<Vec<C>, Vec<O>>;
 pub(crate) struct Desk {
     reserve: Requests<ReserveDrone, ReserveOutcome>,
     release: Requests<ReleaseDrone, ReleaseOutcome>,
-    report: Requests<DroneReport, ReportOutcome>,
+    report: Requests<Report, ReportOutcome>,
     register: Batcher<Registration, Result<Drone, RegisterError>>,
 }
 
@@ -73,7 +74,7 @@ impl Desk {
     }
 
     /// See [`Fleet::report`].
-    pub(crate) async fn report(&self, reports: Vec<DroneReport>) -> Result<Vec<ReportOutcome>, BatcherClosed> {
+    pub(crate) async fn report(&self, reports: Vec<Report>) -> Result<Vec<ReportOutcome>, BatcherClosed> {
         self.report.call(reports).await
     }
 

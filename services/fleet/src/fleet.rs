@@ -4,7 +4,7 @@ use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use contracts::{
     Clock, DroneId,
-    commands::{DroneReport, MAX_COMMANDS, ReleaseDrone, ReleaseOutcome, ReportOutcome, ReserveDrone, ReserveOutcome},
+    commands::{MAX_COMMANDS, ReleaseDrone, ReleaseOutcome, ReportOutcome, ReserveDrone, ReserveOutcome},
     flight::Trip,
 };
 use messaging::{abort_point, outbox::chain};
@@ -14,7 +14,7 @@ use crate::{
     domain::{Drone, Ending, Registration, RegistrationRefusal, trip_of},
     index::Index,
     matcher::Line,
-    reports::{REPORTS_PER_TRANSACTION, coalesce},
+    reports::{REPORTS_PER_TRANSACTION, Report, coalesce, turns},
     store::{Proposal, Removal, Reserved, Store, StoreError},
 };
 
@@ -133,22 +133,26 @@ impl Fleet {
     }
 
     /// Stores reports of drones.
-    pub(crate) async fn report(&self, reports: &[DroneReport]) -> Vec<ReportOutcome> {
-        let mut outcomes = Vec::with_capacity(reports.len());
-        for chunk in reports.chunks(REPORTS_PER_TRANSACTION) {
-            match self.report_some(chunk).await {
-                Ok(some) => outcomes.extend(some),
-                Err(error) => {
-                    warn!(error = %chain(&error), "reports were not stored");
-                    outcomes.extend(vec![ReportOutcome::Unavailable; chunk.len()]);
+    pub(crate) async fn report(&self, reports: &[Report]) -> Vec<ReportOutcome> {
+        let mut outcomes = vec![ReportOutcome::Unavailable; reports.len()];
+        for turn in turns(reports) {
+            for places in turn.chunks(REPORTS_PER_TRANSACTION) {
+                let some: Vec<&Report> = places.iter().map(|place| &reports[*place]).collect();
+                match self.report_some(&some).await {
+                    Ok(stored) => {
+                        for (place, outcome) in places.iter().zip(stored) {
+                            outcomes[*place] = outcome;
+                        }
+                    }
+                    Err(error) => warn!(error = %chain(&error), "reports were not stored"),
                 }
             }
         }
         outcomes
     }
 
-    async fn report_some(&self, reports: &[DroneReport]) -> Result<Vec<ReportOutcome>, StoreError> {
-        let notable = self.index.notable(reports.iter().map(|report| (report.drone_id, &report.fix)));
+    async fn report_some(&self, reports: &[&Report]) -> Result<Vec<ReportOutcome>, StoreError> {
+        let notable = self.index.notable(reports.iter().map(|report| (report.said.drone_id, &report.said.fix)));
         let coalesced = coalesce(reports, &notable, self.clock.now());
         if coalesced.latest.is_empty() {
             return Ok(coalesced.outcomes(&[]));

@@ -32,6 +32,7 @@ use crate::{
     domain::{Drone, Registration, RegistrationRefusal},
     feed::Feed,
     fleet::{Fleet, RegisterError},
+    reports::Report,
     store::{Guard, Removal, StoreError},
 };
 
@@ -124,12 +125,17 @@ async fn report(
     let ids = || commands.iter().map(|report| report.drone_id);
     app.fleet.learn(ids()).await.map_err(|error| store_failed(&error))?;
     let mut outcomes = app.fleet.index.of_bases(ids(), |drone, base| refusal(&caller.identity, drone, base));
+    // That is how it was: whose the drone is now is judged where it cannot change any more, in the store's transaction.
+    let base = match &caller.identity {
+        Identity::BaseStation(own) => Some(own),
+        _ => None,
+    };
     let mut places = Vec::with_capacity(commands.len());
     let mut allowed = Vec::with_capacity(commands.len());
-    for (place, report) in commands.into_iter().enumerate() {
+    for (place, said) in commands.into_iter().enumerate() {
         if outcomes[place].is_none() {
             places.push(place);
-            allowed.push(report);
+            allowed.push(Report { said, base: base.cloned() });
         }
     }
     if !allowed.is_empty() {

@@ -8,6 +8,8 @@
 //!   number of instances share a store and no drone is ever reserved twice;
 //! - a reservation is named by (delivery, attempt); once released or failed it stays so, and an undo that came before
 //!   its do leaves a tombstone that refuses the do;
+//! - whose a drone is now is judged in the transaction that registers it, retires it or stores its report: the index
+//!   may be behind;
 //! - nobody but fleet says DroneFailed.
 
 mod audit;

@@ -2,7 +2,10 @@
 //!
 //! Invariants:
 //! - nothing is stored here: every answer is made from what the owning services say now;
-//! - nobody reads or changes what is not theirs: checked here, and again by the owner, with the caller's own token;
+//! - nobody reads or changes what is not theirs. The owner judges it by the caller's own token; it is judged here, too,
+//!   wherever a request or an answer says whose it is: a base that is named, and the record of a delivery before it is
+//!   shown or cancelled. A timeline, an item of the history and a drone to be retired do not say it: of these only the
+//!   role is judged here;
 //! - a delivery that is somebody else's is answered byte for byte like one that does not exist;
 //! - 404 is said only when everybody who might know has answered; silence is 503;
 //! - no stream outlives the token that opened it, and no caller takes the streams of the others.

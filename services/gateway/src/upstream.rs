@@ -13,7 +13,7 @@ use reqwest::{Method, Response, header};
 use serde::de::DeserializeOwned;
 
 /// How long to wait before a stream that broke, or is not there yet, is asked for again: a restart takes seconds.
-const RECONNECT: Duration = Duration::from_secs(1);
+pub(crate) const RECONNECT: Duration = Duration::from_secs(1);
 
 /// A stream that says nothing for so long is broken: our services send a comment every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);

@@ -1,6 +1,7 @@
 //! The simulator on its own: `simulator run` against a gateway, `simulator city` to draw the map.
 
 use std::{
+    ffi::OsStr,
     io::Write as _,
     path::PathBuf,
     process::ExitCode,
@@ -53,12 +54,20 @@ fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::City { seed, out } => draw_city(seed, out),
         Command::Run(config) => {
-            let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+            let filter = log_filter(std::env::var_os("RUST_LOG").as_deref())?;
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(run(config))
         }
     }
+}
+
+/// What `RUST_LOG` asks for, if it is set.
+fn log_filter(said: Option<&OsStr>) -> anyhow::Result<EnvFilter> {
+    const EXPECTED: &str = "RUST_LOG: expected a level, or levels of modules, as in warn,simulator=debug";
+    let Some(said) = said else { return Ok(EnvFilter::new("info")) };
+    let text = said.to_str().filter(|text| !text.trim().is_empty()).context(EXPECTED)?;
+    EnvFilter::try_new(text).context(EXPECTED)
 }
 
 /// `run` may be left out: then all options are its own.
@@ -121,5 +130,22 @@ async fn say_progress(progress: Arc<Progress>) {
             p99_ms = progress.post_latency.quantile(0.99).as_millis() as u64,
             "progress"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::filter::LevelFilter;
+
+    use super::*;
+
+    #[test]
+    fn the_default_is_logged_only_where_nothing_else_is_asked_for() {
+        let level = |said: Option<&str>| log_filter(said.map(OsStr::new)).unwrap().max_level_hint();
+        assert_eq!((level(None), level(Some("warn"))), (Some(LevelFilter::INFO), Some(LevelFilter::WARN)));
+        for unreadable in ["", "simulator=loud"] {
+            let error = log_filter(Some(unreadable.as_ref())).unwrap_err().to_string();
+            assert!(error.starts_with("RUST_LOG: "), "'{unreadable}': {error}");
+        }
     }
 }

@@ -146,7 +146,7 @@ where
     F: FnOnce(C, Node) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    crate::init();
+    crate::init()?;
     let matches = command::<C>(service).get_matches();
     let config = CommandLine::<C>::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     check(&config.node)?;

@@ -29,12 +29,50 @@ pub use readiness::Readiness;
 pub use serve::serve;
 pub use supervise::supervise;
 
-/// Installs the TLS provider and the log format; first thing in every main. Repeating it does nothing.
-pub fn init() {
+use std::ffi::OsStr;
+
+use anyhow::Context;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// What is logged where `LOG` does not say it.
+const DEFAULT_LOG: &str = "warn";
+
+/// Installs the TLS provider and the log format; first thing in every main. Repeating it does nothing. Fails where
+/// `LOG` cannot be read.
+pub fn init() -> anyhow::Result<()> {
     // Two providers are in the tree, so that one must be chosen. An error means that it was chosen already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let filter = log_filter(std::env::var_os("LOG").as_deref())?;
     // An error means that a subscriber is set, which a test does.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    Ok(())
+}
+
+/// What the variable asks for, if it is set.
+fn log_filter(said: Option<&OsStr>) -> anyhow::Result<EnvFilter> {
+    const EXPECTED: &str = "LOG: expected a level, or levels of modules, as in warn,fleet=debug";
+    let Some(said) = said else { return Ok(EnvFilter::new(DEFAULT_LOG)) };
+    let text = said.to_str().filter(|text| !text.trim().is_empty()).context(EXPECTED)?;
+    for part in text.split(',').filter(|part| !part.contains(['=', '['])) {
+        // Any other word would be taken for a module, and all others would log nothing.
+        part.parse::<LevelFilter>().context(EXPECTED)?;
+    }
+    EnvFilter::try_new(text).context(EXPECTED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_logged_only_where_nothing_else_is_asked_for() {
+        let level = |said: Option<&str>| log_filter(said.map(OsStr::new)).unwrap().max_level_hint();
+        assert_eq!(level(None), Some(LevelFilter::WARN));
+        assert_eq!(level(Some("info")), Some(LevelFilter::INFO));
+        assert_eq!(level(Some("warn,fleet=debug")), Some(LevelFilter::DEBUG));
+        for unreadable in ["", " ", "verbose", "fleet=loud", "warn,fleet", "warn, fleet=debug]"] {
+            let error = log_filter(Some(unreadable.as_ref())).unwrap_err().to_string();
+            assert!(error.starts_with("LOG: "), "'{unreadable}': {error}");
+        }
+    }
 }

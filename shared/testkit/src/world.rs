@@ -33,7 +33,7 @@ impl World {
 
     /// A fresh world on that clock.
     pub async fn with_clock(clock: Arc<dyn Clock>) -> Self {
-        chassis::init();
+        chassis::init().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let url = format!("embedded:{}", folder.path().join("log.db").display());
         let log = messaging::open(&url, clock.clone()).await.unwrap();

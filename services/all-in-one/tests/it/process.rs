@@ -54,7 +54,7 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new() -> Self {
-        chassis::init();
+        chassis::init().unwrap();
         // Free now, and nobody else's as long as tests take ports of the system's choice only at their start.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self { folder: tempfile::tempdir().unwrap(), port, http: chassis::client::http_client().unwrap() }

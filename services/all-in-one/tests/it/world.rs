@@ -78,7 +78,7 @@ enum Serving {
 impl World {
     /// A system on empty stores.
     pub(crate) async fn new() -> Self {
-        chassis::init();
+        chassis::init().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::create(folder.path()).unwrap();
         let stores = stores::fresh(&data).await;

@@ -40,6 +40,7 @@ macro_rules! suite {
             a_broken_drone_fails_its_reservation_and_recovers: common,
             retired_drones_are_gone_until_registered_again: drones,
             only_the_base_that_a_drone_is_of_now_retires_it: drones,
+            only_the_base_that_a_drone_is_of_now_reports_for_it: drones,
             a_registration_leaves_a_reserved_drone_its_position: drones,
             only_silent_reserved_drones_are_silent: drones,
             changes_are_told_apart_from_touches: common,
@@ -169,6 +170,7 @@ fn refused(reason: Refusal) -> Reserved {
 fn latest(number: u128, sequence: u64) -> LatestReport {
     LatestReport {
         drone_id: make::drone_id(number),
+        base: None,
         position: make::PICKUP,
         battery: 0.75,
         sequence,

@@ -105,6 +105,8 @@ pub(crate) struct Grant {
 pub(crate) struct LatestReport {
     /// Who reports.
     pub(crate) drone_id: DroneId,
+    /// Only if it is that base's, which speaks for it; none where it speaks for itself.
+    pub(crate) base: Option<BaseId>,
     /// Where it is.
     pub(crate) position: Coordinate,
     /// 0 (empty) to 1 (full).
@@ -124,8 +126,13 @@ pub(crate) struct LatestReport {
 pub(crate) enum Guard {
     /// Nothing.
     Always,
-    /// The report that says so is news.
-    ReportIsNews(u64),
+    /// The report that says so is news, and of whom it says so.
+    ReportIsNews {
+        /// The report's number.
+        sequence: u64,
+        /// As in [`LatestReport`].
+        base: Option<BaseId>,
+    },
     /// It is reserved, and was neither reserved nor heard since (milliseconds since 1970).
     SilentSince(i64),
     /// It is that base's.

@@ -1,12 +1,15 @@
-//! Two instances on one store: whatever their indexes believe, no drone is reserved twice.
+//! Two instances on one store, whatever their indexes believe: no drone is reserved twice or spoken for by strangers.
 
 use std::{collections::HashSet, sync::Arc};
 
-use contracts::{Clock, DroneId, SystemClock, commands::ReserveOutcome};
+use contracts::{
+    BaseId, Clock, DroneId, SystemClock,
+    commands::{ReportFault, ReportOutcome, ReserveOutcome},
+};
 use tokio::task::JoinSet;
 
 use super::make;
-use crate::{audit_scan, fleet::Fleet, store, upkeep};
+use crate::{audit_scan, fleet::Fleet, reports::Report, store, upkeep};
 
 const DRONES: u128 = 60;
 const DELIVERIES: u128 = 100;
@@ -72,4 +75,26 @@ async fn two_instances_never_reserve_a_drone_twice() {
     assert_eq!(with("waiting"), usize::try_from(DELIVERIES - DRONES).unwrap());
     let drones: HashSet<_> = open.iter().filter(|row| row.state == "reserved").map(|row| row.drone_id).collect();
     assert_eq!(drones.len(), usize::try_from(DRONES).unwrap());
+}
+
+#[tokio::test]
+async fn a_base_reports_for_no_drone_that_another_instance_has_moved_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("fleet.db").display());
+    let (first, second) = (instance(&url).await, instance(&url).await);
+    first.register(&[make::registration(1, "north")]).await;
+    upkeep::fill(&second, 0).await.unwrap();
+    let mut away = make::registration(1, "south");
+    away.may_move = true;
+    first.register(&[away]).await;
+    let north: BaseId = "north".parse().unwrap();
+    let believed = second.index.of_bases([make::drone_id(1)].into_iter(), |_, base| base == Some(&north));
+    assert_eq!(believed, [true], "the second has not heard of it yet");
+
+    // The drone speaks for itself before and after, in the same batch.
+    let report =
+        |sequence, base: Option<&BaseId>| Report { base: base.cloned(), ..make::spoken(make::report(1, sequence)) };
+    let outcomes = second.report(&[report(1, None), report(2, Some(&north)), report(3, None)]).await;
+    let unknown = ReportOutcome::Rejected { reason: ReportFault::UnknownDrone };
+    assert_eq!(outcomes, [ReportOutcome::Accepted, unknown, ReportOutcome::Accepted]);
 }

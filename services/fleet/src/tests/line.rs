@@ -76,22 +76,22 @@ async fn a_drone_that_charges_recovers_or_is_registered_serves_the_line() {
     let mut bench = bench(1).await;
     let mut report = make::report(1, 1);
     report.fix.battery = 0.12;
-    bench.fleet.report(&[report.clone()]).await;
+    bench.fleet.report(&[make::spoken(report.clone())]).await;
     assert_eq!(bench.reserve(1, 0, false, 1.0).await, ReserveOutcome::Waiting);
     assert_eq!(bench.matcher.turn().await.unwrap(), 0);
     report.fix.sequence = 2;
     report.fix.battery = 0.9;
-    bench.fleet.report(&[report.clone()]).await;
+    bench.fleet.report(&[make::spoken(report.clone())]).await;
     assert_eq!(bench.matcher.turn().await.unwrap(), 1);
 
     assert_eq!(bench.reserve(2, 0, false, 1.0).await, ReserveOutcome::Waiting);
     report.fix.sequence = 3;
     report.failed = true;
-    bench.fleet.report(&[report.clone()]).await;
+    bench.fleet.report(&[make::spoken(report.clone())]).await;
     assert_eq!(bench.matcher.turn().await.unwrap(), 0);
     report.fix.sequence = 4;
     report.failed = false;
-    bench.fleet.report(&[report]).await;
+    bench.fleet.report(&[make::spoken(report)]).await;
     assert_eq!(bench.matcher.turn().await.unwrap(), 1);
 
     assert_eq!(bench.reserve(3, 0, false, 1.0).await, ReserveOutcome::Waiting);

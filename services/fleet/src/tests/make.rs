@@ -10,7 +10,10 @@ use contracts::{
 };
 use uuid::Uuid;
 
-use crate::domain::{Drone, Registration};
+use crate::{
+    domain::{Drone, Registration},
+    reports::Report,
+};
 
 pub(crate) const HOME: Coordinate = Coordinate { latitude: 0.10, longitude: 0.10 };
 pub(crate) const PICKUP: Coordinate = Coordinate { latitude: 0.10, longitude: 0.11 };
@@ -98,6 +101,11 @@ pub(crate) fn fix(drone: &Drone, sequence: u64) -> PositionFix {
 pub(crate) fn report(number: u128, sequence: u64) -> DroneReport {
     let fix = fix(&drone(number), sequence);
     DroneReport { drone_id: drone_id(number), delivery_id: None, attempt: None, fix, failed: false }
+}
+
+/// As the drone itself sends it.
+pub(crate) fn spoken(said: DroneReport) -> Report {
+    Report { said, base: None }
 }
 
 pub(crate) fn record(delivery_id: DeliveryId, stage: Stage, attempt: u32) -> DeliveryRecord {

@@ -48,7 +48,7 @@ impl Sky {
             for number in reporting {
                 let mut report = make::report(*number, self.sequence);
                 report.fix.at = self.clock.now();
-                reports.push(report);
+                reports.push(make::spoken(report));
             }
             self.fleet.report(&reports).await;
             if second % 2 == 1 {

@@ -1,6 +1,6 @@
 //! Deliveries: asking for one, reading, listing and cancelling them.
 
-use auth::Identity;
+use auth::{Action, Identity};
 use axum::{
     extract::State,
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -121,8 +121,17 @@ pub(super) async fn cancel(
         return Err(ApiError::not_found());
     }
     let delivery = &gateway.services.delivery;
-    let request = delivery.request_as(&user.token, Method::DELETE, &format!("/deliveries/{id}"));
-    match delivery.fetch::<DeliveryRecord>(request).await {
+    let path = format!("/deliveries/{id}");
+    // Read first, and changed only if it is theirs: delivery asks the same, but what it let through would be done.
+    let found = delivery.fetch::<DeliveryRecord>(delivery.request_as(&user.token, Method::GET, &path)).await;
+    let cancelled = match found {
+        Ok(record) => {
+            user.sees(&Action::ChangeDelivery { owner: &record.customer_id })?;
+            delivery.fetch::<DeliveryRecord>(delivery.request_as(&user.token, Method::DELETE, &path)).await
+        }
+        Err(error) => Err(error),
+    };
+    match cancelled {
         Ok(record) => {
             sees(&user, &record)?;
             Ok(Json(DeliveryView::from(&record)))

@@ -1,6 +1,6 @@
 //! Live streams: merged from what delivery and tracking say, or passed on as they come.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use axum::{
     body::Body,
@@ -8,7 +8,7 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use chassis::{ApiError, Path, Peer, auth::Caller};
+use chassis::{ApiError, Path, Peer, PeerError, auth::Caller};
 use contracts::{
     DeliveryId,
     api::{DeliveryView, LiveUpdate, MAX_PAGE, Page, Problem},
@@ -28,14 +28,22 @@ use super::{
 use crate::{
     aggregate::{readable, sees},
     domain::view::{Part, Parts, view},
-    upstream::{Absent, Heard, Source, follow},
+    upstream::{Absent, Heard, RECONNECT, Source, follow},
 };
 
-/// Deliveries whose last version a stream remembers, to pass nothing on that is older: a customer's busy day.
-const REMEMBERED_VERSIONS: usize = 1_000;
+/// Deliveries of which a stream remembers what it told, so as to tell nothing older, and to know which may have ended
+/// unheard: a customer's busy day.
+const REMEMBERED: usize = 1_000;
 
-/// Pages of deliveries that a stream of all begins with: 500 open ones are more than anybody watches.
+/// Pages of deliveries that a stream of all begins with: the open ones among 500 are more than anybody watches.
 const FIRST_PAGES: usize = 5;
+
+/// Pages that are read at most for an open delivery that was told before: a customer's busiest week.
+const MOST_PAGES: usize = 50;
+
+/// How often the list is asked for before its stream is given up: a restart of delivery takes seconds, and a watcher
+/// whose stream ends knows at least that it may have missed something.
+const CATCH_UP_TRIES: usize = 5;
 
 /// One delivery, live: begins with its current state, ends with its last.
 #[utoipa::path(
@@ -102,7 +110,7 @@ pub(super) async fn mine(State(gateway): State<Gateway>, user: User) -> Result<R
         caller: user.0,
         records: follow(source, Some(first)),
         ready: VecDeque::new(),
-        versions: HashMap::new(),
+        told: HashMap::new(),
     };
     let updates = stream::unfold(all, async |mut all| all.next().await.map(|update| (update, all)));
     Ok(answer(&gateway, updates.take_until(ends), place))
@@ -250,13 +258,19 @@ impl Live {
     }
 }
 
-/// The stream of all of a customer's deliveries.
+/// The stream of all of a customer's deliveries. It leaves no change out: where it cannot catch up, it ends.
 struct All {
     gateway: Gateway,
     caller: Caller,
     records: BoxStream<'static, Heard<DeliveryRecord>>,
     ready: VecDeque<DeliveryRecord>,
-    versions: HashMap<DeliveryId, u64>,
+    told: HashMap<DeliveryId, Told>,
+}
+
+/// What a watcher knows of a delivery.
+struct Told {
+    version: u64,
+    is_over: bool,
 }
 
 impl All {
@@ -268,52 +282,77 @@ impl All {
                     Heard::Message(record) => record,
                     Heard::Connected => {
                         // Asked for after the stream has begun, so that nothing falls between the two.
-                        self.ready = self.current().await;
+                        self.ready = self.catch_up().await?;
                         continue;
                     }
                     Heard::Lost => continue,
                 },
             };
             if sees(&self.caller, &record).is_ok() && self.is_new(&record) {
+                self.remember(&record)?;
                 return Some(LiveUpdate::Delivery { delivery: DeliveryView::from(&record) });
             }
         }
     }
 
-    fn is_new(&mut self, record: &DeliveryRecord) -> bool {
-        let known = self.versions.get(&record.delivery_id);
-        if known.is_some_and(|known| record.version <= *known) {
-            return false;
-        }
-        if known.is_none() && self.versions.len() >= REMEMBERED_VERSIONS {
-            // Forgetting costs at most that a watcher is told something twice.
-            self.versions.clear();
-        }
-        self.versions.insert(record.delivery_id, record.version);
-        true
+    fn is_new(&self, record: &DeliveryRecord) -> bool {
+        self.told.get(&record.delivery_id).is_none_or(|told| record.version > told.version)
     }
 
-    /// The newest deliveries and all open ones, oldest first. Where delivery does not answer, its stream breaks, too,
-    /// and this is asked again after the reconnect.
-    async fn current(&mut self) -> VecDeque<DeliveryRecord> {
-        let delivery = &self.gateway.services.delivery;
-        let mut records = VecDeque::new();
-        let mut cursor: Option<String> = None;
-        for page_number in 0..FIRST_PAGES {
-            let limit = MAX_PAGE.to_string();
-            let parameters = [("cursor", cursor.as_deref()), ("limit", Some(limit.as_str()))];
-            let path = super::request::with_query("/deliveries", &parameters);
-            let request = delivery.request_as(&self.caller.token, Method::GET, &path);
-            let Ok(page) = delivery.fetch::<Page<DeliveryRecord>>(request).await else { break };
-            let kept = page.items.into_iter().filter(|record| page_number == 0 || !record.stage.is_terminal());
-            for record in kept {
-                records.push_front(record);
-            }
-            cursor = page.next_cursor;
-            if cursor.is_none() {
-                break;
+    /// Makes room by forgetting what is over, which costs at most that a watcher is told something twice. `None` where
+    /// that is not enough: the end of an open one that was forgotten might never be told.
+    fn remember(&mut self, record: &DeliveryRecord) -> Option<()> {
+        if !self.told.contains_key(&record.delivery_id) && self.told.len() >= REMEMBERED {
+            self.told.retain(|_, told| !told.is_over);
+            if self.told.len() >= REMEMBERED {
+                return None;
             }
         }
-        records
+        let told = Told { version: record.version, is_over: record.stage.is_terminal() };
+        self.told.insert(record.delivery_id, told);
+        Some(())
+    }
+
+    /// What may have changed unheard; `None` where that cannot be had. No stream breaks where the list is not answered:
+    /// were it not asked for again here, it would not be at all.
+    async fn catch_up(&mut self) -> Option<VecDeque<DeliveryRecord>> {
+        for _ in 1..CATCH_UP_TRIES {
+            match self.current().await {
+                Ok(records) => return records,
+                Err(PeerError::Unavailable { .. }) => self.gateway.clock.sleep(RECONNECT).await,
+                Err(PeerError::Refused { .. }) => return None,
+            }
+        }
+        self.current().await.ok().flatten()
+    }
+
+    /// The newest deliveries, open ones, and all that were told as open, oldest first. `None` where one of the last is
+    /// not found.
+    async fn current(&mut self) -> Result<Option<VecDeque<DeliveryRecord>>, PeerError> {
+        let open = self.told.iter().filter(|(_, told)| !told.is_over);
+        let mut wanted: HashSet<DeliveryId> = open.map(|(id, _)| *id).collect();
+        let mut records = VecDeque::new();
+        let mut cursor: Option<String> = None;
+        for page_number in 1..=MOST_PAGES {
+            let page = self.page(cursor.as_deref()).await?;
+            for record in page.items {
+                let is_wanted = wanted.remove(&record.delivery_id);
+                if is_wanted || page_number == 1 || !record.stage.is_terminal() {
+                    records.push_front(record);
+                }
+            }
+            cursor = page.next_cursor;
+            if cursor.is_none() || (page_number >= FIRST_PAGES && wanted.is_empty()) {
+                return Ok(Some(records));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn page(&mut self, cursor: Option<&str>) -> Result<Page<DeliveryRecord>, PeerError> {
+        let delivery = &self.gateway.services.delivery;
+        let limit = MAX_PAGE.to_string();
+        let path = super::request::with_query("/deliveries", &[("cursor", cursor), ("limit", Some(limit.as_str()))]);
+        delivery.fetch(delivery.request_as(&self.caller.token, Method::GET, &path)).await
     }
 }

@@ -183,7 +183,7 @@ async fn a_foreign_delivery_is_answered_like_an_absent_one_byte_for_byte() {
     // The owners would refuse it themselves; even if they did not, the gateway does.
     let foreign = Stage::new().await;
     in_flight(&foreign);
-    foreign.peer("delivery").on(&format!("DELETE /deliveries/{DELIVERY}"), 404, Value::Null);
+    foreign.peer("delivery").on(&format!("DELETE /deliveries/{DELIVERY}"), 200, record(DELIVERY, "Cancelled", 4));
     let forgotten = Stage::new().await;
     forgotten.peer("lookup").on("POST /queries/delivery", 200, record(DELIVERY, "Completed", 9));
     for (method, path) in [(Method::GET, path()), (Method::DELETE, path()), (Method::GET, path() + "/timeline")] {
@@ -199,12 +199,18 @@ async fn a_foreign_delivery_is_answered_like_an_absent_one_byte_for_byte() {
         assert_eq!(answers[0], answers[1], "{method} {path}");
         assert_eq!(answers[0], answers[2], "{method} {path}");
     }
+    let asked = foreign.calls();
+    assert!(
+        asked.iter().all(|call| !call.contains(" DELETE ")),
+        "what cannot be taken back is not asked for: {asked:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_cancelled_delivery_is_answered_and_a_refusal_passed_on() {
     let stage = Stage::new().await;
-    let what = format!("DELETE /deliveries/{DELIVERY}");
+    let (found, what) = (format!("GET /deliveries/{DELIVERY}"), format!("DELETE /deliveries/{DELIVERY}"));
+    stage.peer("delivery").on(&found, 200, record(DELIVERY, "Scheduled", 4));
     stage.peer("delivery").on(&what, 200, record(DELIVERY, "Cancelled", 5));
     let (status, body) = json_of(stage.alice(Method::DELETE, &path())).await;
     assert_eq!((status, &body["stage"]), (200, &json!("Cancelled")));
@@ -213,7 +219,7 @@ async fn a_cancelled_delivery_is_answered_and_a_refusal_passed_on() {
         let (status, problem) = problem_of(stage.alice(Method::DELETE, &path())).await;
         assert_eq!((status, problem.detail.as_deref()), (refusal, Some("of the peer")), "in delivery's own words");
     }
-    stage.peer("delivery").on(&what, 404, Value::Null);
+    stage.peer("delivery").on(&found, 404, Value::Null);
     stage.peer("lookup").on("POST /queries/delivery", 200, record(DELIVERY, "Completed", 9));
     assert_eq!(problem_of(stage.alice(Method::DELETE, &path())).await.0, 409, "over for long");
 }

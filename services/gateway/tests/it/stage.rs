@@ -51,7 +51,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Answers `what` (method and path, without query) with that.
+    /// Answers `what` with that: method and path, and the query where the answer is for that query alone.
     pub(crate) fn on(&self, what: &str, status: u16, body: Value) {
         self.answers.lock().unwrap().insert(what.to_owned(), Answer::Json(status, body));
     }
@@ -87,9 +87,12 @@ async fn answer(State(peer): State<Peer>, request: Request) -> Response {
     let what = format!("{} {}", parts.method, parts.uri);
     let token = text("authorization").unwrap_or_default().replace("Bearer ", "");
     let body = serde_json::from_slice(&body).unwrap_or_default();
+    let without_query = format!("{} {}", parts.method, parts.uri.path());
+    let answer = {
+        let answers = peer.answers.lock().unwrap();
+        answers.get(&what).or_else(|| answers.get(&without_query)).cloned()
+    };
     peer.calls.lock().unwrap().push(Call { what, token, key: text("idempotency-key"), body });
-    let key = format!("{} {}", parts.method, parts.uri.path());
-    let answer = peer.answers.lock().unwrap().get(&key).cloned();
     match answer {
         None => problem(404),
         Some(Answer::Json(status, Value::Null)) if status >= 400 => problem(status),

@@ -48,6 +48,11 @@ impl Watcher {
     }
 }
 
+/// A page of the list of deliveries.
+fn page(items: &[Value], next_cursor: Option<&str>) -> Value {
+    json!({"items": items, "next_cursor": next_cursor})
+}
+
 async fn connected(sender: &broadcast::Sender<String>) {
     until("a reader", async || (sender.receiver_count() > 0).then_some(())).await;
 }
@@ -151,8 +156,8 @@ async fn a_delivery_from_the_history_is_told_once() {
 #[tokio::test]
 async fn the_stream_of_all_begins_with_what_there_is_and_never_goes_back() {
     let stage = Stage::new().await;
-    let page = json!({"items": [record(OTHER, "Completed", 8), record(DELIVERY, "Scheduled", 2)], "next_cursor": null});
-    stage.peer("delivery").on("GET /deliveries", 200, page);
+    let newest = [record(OTHER, "Completed", 8), record(DELIVERY, "Scheduled", 2)];
+    stage.peer("delivery").on("GET /deliveries", 200, page(&newest, None));
     let records = stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
     let mut watcher = Watcher::new(stage.alice(Method::GET, "/api/events").send().await.unwrap());
     for stage in ["Scheduled", "Completed"] {
@@ -164,6 +169,52 @@ async fn the_stream_of_all_begins_with_what_there_is_and_never_goes_back() {
     records.send(event(&foreign)).unwrap();
     records.send(event(&record(DELIVERY, "HeadedToPickup", 3))).unwrap();
     assert_eq!(watcher.next().await.unwrap()["delivery"]["stage"], "HeadedToPickup");
+}
+
+#[tokio::test]
+async fn what_ended_while_the_stream_of_all_was_cut_off_is_told_however_old_it_is() {
+    let stage = Stage::new().await;
+    let delivery = stage.peer("delivery");
+    let first = page(&[record(OTHER, "Requested", 1)], Some("older"));
+    delivery.on("GET /deliveries?limit=100", 200, first);
+    let older = "GET /deliveries?cursor=older&limit=100";
+    delivery.on(older, 200, page(&[record(DELIVERY, "HeadedToDropoff", 4)], None));
+    let records = delivery.stream("GET /deliveries/events", &[]);
+    let mut watcher = Watcher::new(stage.alice(Method::GET, "/api/events").send().await.unwrap());
+    for id in [DELIVERY, OTHER] {
+        assert_eq!(watcher.next().await.unwrap()["delivery"]["id"], id);
+    }
+    connected(&records).await;
+    delivery.on(older, 200, page(&[record(DELIVERY, "Completed", 5)], None));
+    records.send("close".to_owned()).unwrap();
+    let ended = watcher.next().await.unwrap();
+    assert_eq!((&ended["delivery"]["id"], &ended["delivery"]["stage"]), (&json!(DELIVERY), &json!("Completed")));
+}
+
+#[tokio::test]
+async fn the_stream_of_all_asks_again_where_what_there_is_was_not_answered() {
+    let stage = Stage::new().await;
+    let delivery = stage.peer("delivery");
+    delivery.on("GET /deliveries", 503, Value::Null);
+    delivery.stream("GET /deliveries/events", &[]);
+    let mut watcher = Watcher::new(stage.alice(Method::GET, "/api/events").send().await.unwrap());
+    until("the list to be asked for", async || {
+        delivery.calls().iter().any(|call| call.what == "GET /deliveries?limit=100").then_some(())
+    })
+    .await;
+    delivery.on("GET /deliveries", 200, page(&[record(DELIVERY, "Scheduled", 2)], None));
+    assert_eq!(watcher.next().await.unwrap()["delivery"]["stage"], "Scheduled", "though no stream was broken");
+}
+
+#[tokio::test]
+async fn the_stream_of_all_ends_rather_than_leave_something_out() {
+    for status in [503, 403] {
+        let stage = Stage::new().await;
+        stage.peer("delivery").on("GET /deliveries", status, Value::Null);
+        stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
+        let mut watcher = Watcher::new(stage.alice(Method::GET, "/api/events").send().await.unwrap());
+        assert_eq!(watcher.next().await, None, "{status}: whoever watches anew begins with all there is");
+    }
 }
 
 #[tokio::test]
@@ -189,6 +240,7 @@ async fn the_fleets_and_the_missions_streams_are_passed_on() {
 async fn a_shutdown_ends_every_stream() {
     let stage = Stage::new().await;
     stage.peer("fleet").stream("GET /drones/events", &[json!([])]);
+    stage.peer("delivery").on("GET /deliveries", 200, page(&[], None));
     stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
     let mut fleet = Watcher::new(stage.operator(Method::GET, "/api/fleet/events").send().await.unwrap());
     let mut mine = Watcher::new(stage.alice(Method::GET, "/api/events").send().await.unwrap());
@@ -202,8 +254,7 @@ async fn a_stream_ends_with_the_token_that_opened_it() {
     let clock = Arc::new(ManualClock::starting_now());
     let world = World::with_clock(clock.clone()).await;
     let stage = Stage::start(world, &[], Config::default()).await;
-    let page = json!({"items": [], "next_cursor": null});
-    stage.peer("delivery").on("GET /deliveries", 200, page);
+    stage.peer("delivery").on("GET /deliveries", 200, page(&[], None));
     stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
     stage.peer("delivery").stream(&format!("GET /deliveries/{DELIVERY}/events"), &[record(DELIVERY, "Requested", 1)]);
     stage.peer("fleet").stream("GET /drones/events", &[json!([])]);
@@ -229,6 +280,7 @@ async fn a_stream_ends_with_the_token_that_opened_it() {
 #[tokio::test]
 async fn a_caller_may_have_16_streams_and_keeps_nobody_else_from_theirs() {
     let stage = Stage::new().await;
+    stage.peer("delivery").on("GET /deliveries", 200, page(&[], None));
     stage.peer("delivery").stream("GET /deliveries/events", &[record(DELIVERY, "Requested", 1)]);
     stage.peer("fleet").stream("GET /drones/events", &[json!([])]);
     let mut open = Vec::new();

@@ -33,6 +33,9 @@ async fn what_it_cannot_do_it_says() {
     let nowhere = output(&["audit", "--data-dir", "/no/such/folder"]).await;
     assert_eq!(nowhere.status.code(), Some(1));
     assert!(text(&nowhere.stderr).contains("/no/such/folder"), "{}", text(&nowhere.stderr));
+    let unreadable = program(&["openapi"]).env("LOG", "fleet=loud").output().await.unwrap();
+    assert_eq!(unreadable.status.code(), Some(1));
+    assert!(text(&unreadable.stderr).starts_with("error: LOG: "), "{}", text(&unreadable.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]

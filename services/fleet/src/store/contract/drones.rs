@@ -10,7 +10,7 @@ use contracts::{
 use super::{Subject, hold, latest, times};
 use crate::{
     domain::RegistrationRefusal,
-    store::{Guard, Reserved},
+    store::{Guard, LatestReport, Reserved},
     tests::make,
 };
 
@@ -43,6 +43,33 @@ pub(super) async fn only_the_base_that_a_drone_is_of_now_retires_it(fleet: Subje
     assert_eq!(fleet.drone(1).await.status, DroneStatus::Idle);
     let gone = fleet.remove(1, DroneStatus::Retired, based_at("south")).await.unwrap();
     assert_eq!(gone.status, DroneStatus::Retired);
+}
+
+pub(super) async fn only_the_base_that_a_drone_is_of_now_reports_for_it(fleet: Subject) {
+    fleet.with_drones(1..=2).await;
+    let mut away = make::registration(1, "south");
+    away.may_move = true;
+    fleet.store.store.register(&[away]).await.unwrap().outcomes.remove(0).unwrap();
+    let before = fleet.drone(1).await;
+    let of = |base: &str, report: LatestReport| LatestReport { base: Some(base.parse().unwrap()), ..report };
+    let unknown = ReportOutcome::Rejected { reason: ReportFault::UnknownDrone };
+
+    let broken = LatestReport { failed_at: Some(5), announce: true, ..latest(1, 5) };
+    let batch = [of("north", broken.clone()), of("north", latest(2, 5))];
+    let outcomes = fleet.store.store.report(&batch).await.unwrap().outcomes;
+    assert_eq!(outcomes, [unknown, ReportOutcome::Accepted], "it was moved a moment before");
+    assert_eq!(fleet.drone(1).await, before);
+    assert!(fleet.events().await.is_empty(), "nor has it failed");
+
+    assert_eq!(fleet.report(of("south", broken)).await, ReportOutcome::Accepted);
+    assert_eq!(fleet.drone(1).await.status, DroneStatus::Failed);
+    assert_eq!(fleet.report(of("north", latest(1, 4))).await, unknown, "how old it is does not concern the north");
+    assert_eq!(fleet.report(of("south", latest(1, 4))).await, ReportOutcome::Stale);
+    let recovered = |sequence| LatestReport { recovers: true, ..latest(1, sequence) };
+    fleet.report(of("north", recovered(6))).await;
+    assert_eq!(fleet.drone(1).await.status, DroneStatus::Failed);
+    assert_eq!(fleet.report(recovered(6)).await, ReportOutcome::Accepted, "it speaks for itself, wherever it is based");
+    assert_eq!(fleet.drone(1).await.status, DroneStatus::Idle);
 }
 
 pub(super) async fn a_registration_leaves_a_reserved_drone_its_position(fleet: Subject) {

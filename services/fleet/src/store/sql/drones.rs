@@ -39,8 +39,8 @@ impl SqlStore {
         batch: &[LatestReport],
     ) -> Result<Vec<ReportOutcome>, StoreError> {
         let mut reports = Vec::with_capacity(batch.len());
-        for LatestReport { drone_id, position, battery, sequence, .. } in batch {
-            reports.push((drone_id, signed(*sequence), position.latitude, position.longitude, battery));
+        for LatestReport { drone_id, base, position, battery, sequence, .. } in batch {
+            reports.push((drone_id, signed(*sequence), position.latitude, position.longitude, battery, base));
         }
         let reports = sql::json(&reports)?;
         let written = tx
@@ -50,8 +50,10 @@ impl SqlStore {
              from (select value ->> 0 as p_id, cast(value ->> 1 as bigint) as p_sequence,
                           cast(value ->> 2 as double precision) as p_latitude,
                           cast(value ->> 3 as double precision) as p_longitude,
-                          cast(value ->> 4 as double precision) as p_battery from json_each($1)) as p
-             where drones.id = p_id and drones.last_sequence < p_sequence and drones.status <> 'retired'",
+                          cast(value ->> 4 as double precision) as p_battery, value ->> 5 as p_base_id
+                   from json_each($1)) as p
+             where drones.id = p_id and drones.last_sequence < p_sequence and drones.status <> 'retired'
+               and (p_base_id is null or drones.base_id = p_base_id)",
                 &[Bind::Text(&reports), Bind::Int(self.clock.now().timestamp_millis()), Bind::Int(change)],
             )
             .await?;
@@ -170,7 +172,9 @@ impl SqlStore {
             let changes = in_service || (removal.to == DroneStatus::Retired && drone.status == DroneStatus::Failed);
             let holds = match &removal.guard {
                 Guard::Always => true,
-                Guard::ReportIsNews(sequence) => *sequence > drone.last_sequence,
+                Guard::ReportIsNews { sequence, base } => {
+                    *sequence > drone.last_sequence && base.as_ref().is_none_or(|base| drone.base_id == *base)
+                }
                 Guard::SilentSince(_) => silent.contains(&drone.id),
                 Guard::BasedAt(base) => drone.base_id == *base,
             };
@@ -216,18 +220,20 @@ fn broken(batch: &[LatestReport]) -> Vec<Removal> {
             drone_id: report.drone_id,
             to: DroneStatus::Failed,
             reason: "the drone reported a failure".to_owned(),
-            guard: Guard::ReportIsNews(sequence),
+            guard: Guard::ReportIsNews { sequence, base: report.base.clone() },
         });
     }
     removals
 }
 
-/// Why reports were not written: for drones that are unknown or retired, and for reports that are old.
+/// Why reports were not written: for drones that are unknown, retired or another base's, all of which whoever asks must
+/// not tell apart, and for reports that are old.
 async fn unwritten(tx: &mut Tx, change: i64, reports: &str) -> Result<HashMap<DroneId, ReportOutcome>, StoreError> {
     let found = tx
         .rows(
-            "select p_id, drones.status
-         from (select value ->> 0 as p_id, cast(value ->> 1 as bigint) as p_sequence from json_each($1)) as p
+            "select p_id, case when p_base_id is null or drones.base_id = p_base_id then drones.status end as status
+         from (select value ->> 0 as p_id, cast(value ->> 1 as bigint) as p_sequence, value ->> 5 as p_base_id
+               from json_each($1)) as p
          left join drones on drones.id = p_id
          where drones.id is null or drones.touched <> $2 or drones.last_sequence <> p_sequence",
             &[Bind::Text(reports), Bind::Int(change)],
