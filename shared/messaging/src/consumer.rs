@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::{
-    Delivered, EventLog, LogError, Offset, Pace, Subscription, abort_point, dead_letters::dead_letter, outbox::chain,
+    Delivered, EventLog, LogError, Offset, Pace, Subscription, abort_point,
+    dead_letters::{self, dead_letter},
+    outbox::chain,
 };
 
 /// Records handled at once: enough for set-based statements, few enough to repeat without regret.
@@ -184,7 +186,7 @@ impl Consumer {
         if letters.is_empty() {
             return Ok(());
         }
-        self.log.publish(letters).await?;
+        dead_letters::publish(&*self.log, letters).await?;
         abort_point("consumer.buried");
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use contracts::{Clock, Timestamp, events::CloudEvent};
 use messaging::{
-    EventLog, GroupLag, LogError, Subscription,
+    EventLog, GroupLag, LogError, Offset, Subscription,
     outbox::{self, OutboxSignal, OutboxSource, PostgresOutbox, Relay, SqliteOutbox},
     postgres::{self, Postgres},
     sqlite::{self, Sqlite},
@@ -160,6 +160,10 @@ impl EventLog for Troubled {
 
     async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError> {
         self.log.subscribe(group, topics).await
+    }
+
+    async fn record_at(&self, place: &Offset) -> Result<Option<CloudEvent>, LogError> {
+        self.log.record_at(place).await
     }
 
     async fn lag(&self) -> Result<Vec<GroupLag>, LogError> {
