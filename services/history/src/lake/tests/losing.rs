@@ -54,17 +54,29 @@ pub(super) struct LosingStore {
     decide: Mutex<Decide>,
     late: Mutex<Vec<(Path, PutPayload, PutOptions)>>,
     before_read: Mutex<Option<Meanwhile>>,
+    after_write: Mutex<Option<Meanwhile>>,
 }
 
 impl LosingStore {
     /// One that loses nothing yet.
     pub(super) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, decide: Mutex::new(Box::new(|_| None)), late: Mutex::default(), before_read: Mutex::default() }
+        Self {
+            inner,
+            decide: Mutex::new(Box::new(|_| None)),
+            late: Mutex::default(),
+            before_read: Mutex::default(),
+            after_write: Mutex::default(),
+        }
     }
 
     /// Has others do something before the next read of a path that contains `part`.
     pub(super) fn before_next_read(&self, part: impl Into<String>, done: impl Future<Output = ()> + Send + 'static) {
         *self.before_read.lock().unwrap() = Meanwhile::new(part, done);
+    }
+
+    /// Has others do something after the next write to a path that contains `part`, before it is answered.
+    pub(super) fn after_next_write(&self, part: impl Into<String>, done: impl Future<Output = ()> + Send + 'static) {
+        *self.after_write.lock().unwrap() = Meanwhile::new(part, done);
     }
 
     /// From now on this decides.
@@ -98,7 +110,11 @@ impl ObjectStore for LosingStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let loss = (self.decide.lock().unwrap())(location);
         match loss {
-            None => self.inner.put_opts(location, payload, options).await,
+            None => {
+                let put = self.inner.put_opts(location, payload, options).await;
+                Meanwhile::at(&self.after_write, location).await;
+                put
+            }
             Some(Loss::Answer) => {
                 self.inner.put_opts(location, payload, options).await?;
                 Err(no_answer())

@@ -16,6 +16,7 @@ on_each_store! {
     a_compaction_shows_every_row_once_in_every_version,
     two_replicas_compact_the_same_files_once,
     compacted_files_are_ordered_by_delivery,
+    a_compaction_commits_no_file_that_a_vacuum_may_have_taken,
     a_checkpoint_carries_files_and_offsets,
     a_vacuum_deletes_replaced_files_and_orphans_after_the_retention_only,
     a_vacuum_spares_for_its_retention_what_another_replica_replaces_meanwhile,
@@ -92,6 +93,29 @@ async fn compacted_files_are_ordered_by_delivery(bench: Bench) {
     assert_eq!(table.view().files().count(), 1);
     let keys = keys_in(&table, &table.view()).await;
     assert!(keys.is_sorted());
+}
+
+async fn a_compaction_commits_no_file_that_a_vacuum_may_have_taken(bench: Bench) {
+    let mut writer = bench.writer().await;
+    let records = many_small_files(&bench, &mut writer, 8).await;
+    let (location, store) = losing(&bench);
+    let (table, cache) = (bench.table_at(&location).await, KeyCache::default());
+    let limits = CompactionLimits { target_rows: 1_000, ..EAGER };
+    // It sleeps with its file written, which another replica takes for an orphan.
+    let (other, clock) = (bench.table().await, bench.clock.clone());
+    store.after_next_write("/part-", async move {
+        clock.advance(chrono::Duration::minutes(11));
+        assert_eq!(vacuum(&other, Duration::from_secs(600)).await.unwrap(), 1);
+    });
+    assert_eq!(compact(&table, &cache, limits).await.unwrap(), 0);
+    bench.assert_holds(&records).await;
+    // It sleeps for so long that somebody may be about to.
+    let clock = bench.clock.clone();
+    store.after_next_write("/part-", async move { clock.advance(chrono::Duration::minutes(31)) });
+    assert_eq!(compact(&table, &cache, limits).await.unwrap(), 0);
+    bench.assert_holds(&records).await;
+    assert_eq!(compact(&table, &cache, limits).await.unwrap(), 8, "anew, with a fresh file");
+    bench.assert_holds(&records).await;
 }
 
 async fn a_checkpoint_carries_files_and_offsets(bench: Bench) {
