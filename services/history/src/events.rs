@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The name under which events at fault are kept.
-const DEAD_LETTER_GROUP: &str = "history";
+pub(crate) const DEAD_LETTER_GROUP: &str = "history";
 /// Records read at once: a few milliseconds of decoding between two looks at the clock.
 const MAX_READ: usize = 1_024;
 /// Pause before something that failed is tried again: a store that comes back is noticed within a second.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use contracts::{Clock, Timestamp, events::CloudEvent};
 use serde::{Deserialize, Serialize};
-use tracing::error;
+use tracing::{error, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -31,6 +31,11 @@ const CAUSE: usize = 4 * 1024;
 /// How long to wait for letters that are known to be there, before another reader is assumed to have them: longer than
 /// the partitions of a reader that has just gone take to move on.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often the log is reminded of the group that remembers what was redriven. Kafka forgets what a group has committed
+/// once it has had no member for a week (the brokers' `offsets.retention.minutes`), and letters are kept for longer: all
+/// of them would wait again. A service lives for six hours at some time of a week, however often it is deployed.
+const REMINDER: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// What a dead letter says. The original's data are kept as text, since they may not be JSON; or as bytes, where they
 /// are not even text. It holds all of them, unless its log did not take that: a letter is larger than its original.
@@ -305,6 +310,18 @@ async fn redrive_cut(log: &dyn EventLog, record: &CloudEvent, mut letter: DeadLe
     let data = serde_json::to_vec(&letter).unwrap_or_default();
     log.publish(vec![CloudEvent { data, ..record.clone() }]).await?;
     Ok(false)
+}
+
+/// Has the log remember which letters of `group` have been redriven, as long as this runs: without end.
+pub async fn remember(log: &dyn EventLog, clock: &dyn Clock, group: &str) {
+    loop {
+        clock.sleep(REMINDER).await;
+        // To join and leave is what counts: a commit from outside of the group does not make the time start anew.
+        match log.subscribe(&redrive_group(group), &[&topic_of(group)]).await {
+            Ok(subscription) => drop(subscription),
+            Err(error) => warn!(group, error = %chain(&error), "the log is reminded of redriven letters later"),
+        }
+    }
 }
 
 /// Every consumer group that may have dead letters: the services that listen.

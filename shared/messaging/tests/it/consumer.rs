@@ -3,11 +3,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use contracts::{
-    SystemClock,
+    Clock, SystemClock,
     events::{CloudEvent, Topic, UNDECODABLE},
 };
 use messaging::{Consumer, Delivered, EventLog, HandleError, Handler, dead_letters};
@@ -98,8 +99,12 @@ struct Running {
 
 impl Running {
     fn start(log: &Arc<dyn EventLog>, recorder: &Recorder) -> Self {
+        Self::start_by(Arc::new(SystemClock), log, recorder)
+    }
+
+    fn start_by(clock: Arc<dyn Clock>, log: &Arc<dyn EventLog>, recorder: &Recorder) -> Self {
         let shutdown = CancellationToken::new();
-        let consumer = Consumer { log: log.clone(), clock: Arc::new(SystemClock), group: GROUP, topics: &[EVENTS] };
+        let consumer = Consumer { log: log.clone(), clock, group: GROUP, topics: &[EVENTS] };
         let mut tasks = JoinSet::new();
         tasks.spawn(consumer.run(recorder.clone(), shutdown.clone()));
         Self { tasks, shutdown }
@@ -138,6 +143,7 @@ on_every_log! {
     a_fault_that_passes_makes_no_dead_letter
     a_redrive_publishes_exactly_the_waiting_letters_again
     a_redrive_that_somebody_watches_still_takes_each_letter_once
+    a_running_consumer_joins_its_redrives_group_now_and_then
     an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order
     what_was_not_committed_is_handled_again_by_the_next_one
 }
@@ -297,6 +303,19 @@ async fn a_redrive_that_somebody_watches_still_takes_each_letter_once(subject: S
     watched.cancel();
     watchers.join_next().await.unwrap().unwrap();
     assert_eq!((redriven, dead_letters::waiting(&*subject.log, GROUP).await.unwrap()), (40, 0));
+}
+
+async fn a_running_consumer_joins_its_redrives_group_now_and_then(subject: Subject) {
+    let remembers = || async { subject.log.lag().await.unwrap().iter().any(|lag| lag.group == "fleet.redrive") };
+    let running = Running::start_by(subject.clock.clone(), &subject.log, &Recorder::default());
+    until("the consumer to join", || async { lag(&*subject.log).await }).await;
+    assert!(!remembers().await, "nobody has asked for dead letters");
+    until("the redrive's group", || async {
+        subject.clock.advance(Duration::from_secs(3_600));
+        remembers().await.then_some(())
+    })
+    .await;
+    running.stop().await;
 }
 
 async fn an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order(subject: Subject) {
