@@ -3,7 +3,11 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use contracts::{Clock, Timestamp, events::Topic};
-use messaging::{Delivered, EventLog, LogError, Offset, Subscription, dead_letters::dead_letter, outbox::chain};
+use messaging::{
+    Delivered, EventLog, LogError, Offset, Subscription,
+    dead_letters::{self, dead_letter},
+    outbox::chain,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -12,7 +16,7 @@ use crate::{
 };
 
 /// The name under which events at fault are kept.
-const DEAD_LETTER_GROUP: &str = "history";
+pub(crate) const DEAD_LETTER_GROUP: &str = "history";
 /// Records read at once: a few milliseconds of decoding between two looks at the clock.
 const MAX_READ: usize = 1_024;
 /// Pause before something that failed is tried again: a store that comes back is noticed within a second.
@@ -158,7 +162,7 @@ impl<R: Row> Subscriber<R> {
         tracing::error!(topic = %record.topic, partition = record.partition, offset = record.offset, cause,
             "an event at fault goes to the dead letters");
         let letter = dead_letter(DEAD_LETTER_GROUP, record, cause, self.clock.as_ref());
-        self.log.publish(vec![letter]).await
+        dead_letters::publish(&*self.log, vec![letter]).await
     }
 
     async fn flush(&mut self, subscription: &mut dyn Subscription) -> Result<(), RoundError> {

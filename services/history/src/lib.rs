@@ -22,12 +22,12 @@ use std::{sync::Arc, time::Duration};
 
 use chassis::{Node, Readiness, auth::Authenticator, supervise::Tasks};
 use contracts::{Clock, events::Topic};
-use messaging::outbox::chain;
+use messaging::{EventLog, dead_letters, outbox::chain};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{DeliveryRow, PositionRow, at_most_after},
-    events::{FlushLimits, Subscriber},
+    events::{DEAD_LETTER_GROUP, FlushLimits, Subscriber},
     http::AppState,
     lake::{CompactionLimits, KeyCache, Lake, LakeError, Reader, Table, Writer, compact, vacuum},
 };
@@ -111,6 +111,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     };
     tasks.spawn(until_shutdown(deliveries.run()));
     tasks.spawn(until_shutdown(positions.run()));
+    tasks.spawn(until_shutdown(remember(node.log.clone(), node.clock.clone(), node.shutdown.clone())));
 
     for (table, keys) in [(&lake.deliveries, &delivery_keys), (&lake.positions, &position_keys)] {
         let (table, keys, clock) = (table.clone(), keys.clone(), node.clock.clone());
@@ -129,6 +130,14 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
 async fn until_shutdown(task: impl Future<Output = ()>) -> anyhow::Result<()> {
     task.await;
     Ok(())
+}
+
+/// Has the log remember which dead letters were redriven: the subscribers are no consumers that do so by themselves.
+async fn remember(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+    tokio::select! {
+        () = dead_letters::remember(&*log, &*clock, DEAD_LETTER_GROUP) => {}
+        () = shutdown.cancelled() => {}
+    }
 }
 
 /// Keeps one table quick to open and to read.

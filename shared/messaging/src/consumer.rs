@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::{
-    Delivered, EventLog, LogError, Offset, Pace, Subscription, abort_point, dead_letters::dead_letter, outbox::chain,
+    Delivered, EventLog, LogError, Offset, Pace, Subscription, abort_point,
+    dead_letters::{self, dead_letter},
+    outbox::chain,
 };
 
 /// Records handled at once: enough for set-based statements, few enough to repeat without regret.
@@ -79,7 +81,14 @@ pub struct Consumer {
 
 impl Consumer {
     /// Handles records until `shutdown`; what was handled by then is committed.
-    pub async fn run(self, mut handler: impl Handler, shutdown: CancellationToken) {
+    pub async fn run(self, handler: impl Handler, shutdown: CancellationToken) {
+        tokio::select! {
+            () = self.follow(handler, &shutdown) => {}
+            () = dead_letters::remember(&*self.log, &*self.clock, self.group) => {}
+        }
+    }
+
+    async fn follow(&self, mut handler: impl Handler, shutdown: &CancellationToken) {
         let names: Vec<_> = self.topics.iter().map(|topic| topic.name()).collect();
         let mut pause = FIRST_RETRY;
         while !shutdown.is_cancelled() {
@@ -88,12 +97,12 @@ impl Consumer {
                 () = shutdown.cancelled() => return,
             };
             let result = match joined {
-                Ok(mut subscription) => self.consume(&mut *subscription, &mut handler, &shutdown, &mut pause).await,
+                Ok(mut subscription) => self.consume(&mut *subscription, &mut handler, shutdown, &mut pause).await,
                 Err(error) => Err(error),
             };
             let Err(error) = result else { return };
             warn!(group = self.group, error = %chain(&error), "the consumer joins again");
-            self.wait(&mut pause, &shutdown).await;
+            self.wait(&mut pause, shutdown).await;
         }
     }
 
@@ -184,7 +193,7 @@ impl Consumer {
         if letters.is_empty() {
             return Ok(());
         }
-        self.log.publish(letters).await?;
+        dead_letters::publish(&*self.log, letters).await?;
         abort_point("consumer.buried");
         Ok(())
     }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use contracts::{Clock, events::CloudEvent};
 use serde::Serialize;
 
-/// Why the log did not do as asked. The caller tries again.
+/// Why the log did not do as asked. The caller tries again, unless it is told that this is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// It cannot be reached, or its disk fails.
@@ -15,6 +15,9 @@ pub enum LogError {
     /// The partitions were given to another member of the group since they were read.
     #[error("the consumer group has rebalanced")]
     Rebalanced,
+    /// It takes no record of that size, however often it is asked.
+    #[error("the record is larger than the event log takes")]
+    TooLarge(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl LogError {
@@ -80,6 +83,9 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// Joins a consumer group. A new group starts at the beginning of each topic.
     async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError>;
+
+    /// The record at a place, for no group; none where the log does not have it, any more or yet.
+    async fn record_at(&self, place: &Offset) -> Result<Option<CloudEvent>, LogError>;
 
     /// How far every group is behind.
     async fn lag(&self) -> Result<Vec<GroupLag>, LogError>;

@@ -28,6 +28,11 @@ impl ManualClock {
     pub fn advance(&self, by: Duration) {
         self.now.send_modify(|now| *now += by);
     }
+
+    /// Sets time back, as an operator or a time server may.
+    pub fn set_back(&self, by: Duration) {
+        self.now.send_modify(|now| *now -= by);
+    }
 }
 
 #[async_trait]

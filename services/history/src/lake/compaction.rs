@@ -1,6 +1,6 @@
 //! Many small files of a date become one, in one commit: no version shows a row twice or not at all.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arrow::{array::RecordBatch, compute::interleave_record_batch};
 use bytes::Bytes;
@@ -14,10 +14,13 @@ use super::{
     schema::TableKind,
     table::Change,
 };
-use crate::domain::Key;
+use crate::domain::{Key, is_outdated};
 
 /// Commits lost in a row to other writers before a compaction waits for its next turn.
 const MAX_CONFLICTS: usize = 5;
+/// How long a file may wait for its commit. Half of the time after which a vacuum takes it for an orphan, so that none
+/// has begun to delete a file that is committed.
+const MAX_WAIT: Duration = Duration::from_secs(30 * 60);
 /// Rows that are taken over at a time: bounds the memory of the copy.
 const COPY_ROWS: usize = 8 * 1024;
 
@@ -79,7 +82,8 @@ fn choose(view: &View, date: NaiveDate, limits: CompactionLimits) -> Vec<Arc<Dat
     chosen
 }
 
-/// Replaces `sources` by one file; false where they were replaced by somebody else meanwhile.
+/// Replaces `sources` by one file; false where they were replaced by somebody else meanwhile, or the file has waited for
+/// too long to be safe: then it is left to a vacuum, and the next turn makes another one.
 async fn replace(
     table: &Table,
     cache: &KeyCache,
@@ -101,15 +105,20 @@ async fn replace(
     if keys.len() as u64 != stats.rows {
         return Err(LakeError::unavailable("files do not hold as many rows as their statistics say"));
     }
+    let put_at = table.clock().now();
     let file = parquet_file::put(table.store().as_ref(), table.clock().new_id(), date, bytes, stats).await?;
     for _ in 0..MAX_CONFLICTS {
         let mut locked = table.lock().await?;
         let view = locked.view();
         let live = |source: &Arc<DataFile>| view.of_date(date).iter().any(|file| file.path == source.path);
-        if !sources.iter().all(live) {
+        let now = table.clock().now();
+        // Its sources go with this commit, so the file must stay. A vacuum that is to delete it commits first, and this
+        // commit then conflicts; but not where that one is in the view already, and the file is still to be deleted: so
+        // an old file is not committed, whether or not it is there. That it is there is asked for all the same, since
+        // the clocks of replicas may differ.
+        if !sources.iter().all(live) || is_outdated(put_at, MAX_WAIT, now) || !is_there(table, &file).await? {
             return Ok(false);
         }
-        let now = table.clock().now();
         let change = Change {
             adds: vec![file.add(kind, false)],
             removes: sources.iter().map(|source| source.remove(now)).collect(),
@@ -127,6 +136,14 @@ async fn replace(
         return Ok(true);
     }
     Ok(false)
+}
+
+async fn is_there(table: &Table, file: &DataFile) -> Result<bool, LakeError> {
+    match table.store().head(&Path::parse(&file.path).map_err(LakeError::unavailable)?).await {
+        Ok(_) => Ok(true),
+        Err(object_store::Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The rows of all inputs in the order of their keys, as one file, and those keys.

@@ -16,8 +16,10 @@ pub(crate) async fn vacuum(table: &Table, retention: Duration) -> Result<usize, 
     let now = table.clock().now();
     let retention = chrono::Duration::from_std(retention).unwrap_or(chrono::Duration::MAX);
     let cutoff_ms = now.checked_sub_signed(retention).map_or(i64::MIN, |cutoff| cutoff.timestamp_millis());
-    let removed = table.tombstones().await?;
+    // In this order: what another replica removes between the two looks is still live in the first one. Else it would be
+    // in neither, and pass for an orphan as old as it is, though readers may need it for a while.
     let live = table.lock().await?.view();
+    let removed = table.tombstones().await?;
     let live: HashSet<&str> = live.files().map(|file| file.path.as_str()).collect();
     let mut unused = Vec::new();
     let mut fence = false;

@@ -25,7 +25,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use self::{
     lock::FileLock,
-    state::State,
+    state::{Found, State},
     storage::{Storage, Write, WriteResult},
     subscription::EmbeddedSubscription,
 };
@@ -121,6 +121,20 @@ impl EventLog for EmbeddedLog {
         let joined = topics.iter().map(|topic| (*topic).to_owned()).collect();
         self.shared.write(Write::Join { group: group.to_owned(), topics: joined }).await?;
         Ok(Box::new(EmbeddedSubscription::join(self.shared.clone(), group, topics)))
+    }
+
+    async fn record_at(&self, place: &Offset) -> Result<Option<CloudEvent>, LogError> {
+        let Shared { state, storage, .. } = &*self.shared;
+        let found = match state.read(&place.topic, place.partition, place.offset, 1) {
+            Found::Nothing => None,
+            Found::Records(from, events) => events.into_iter().next().map(|event| (from, event)),
+            Found::OnDisk(from) => {
+                let read = storage.read(state, &place.topic, place.partition, from, 1).await;
+                read.map_err(LogError::unavailable)?.into_iter().next()
+            }
+        };
+        // Where it was dropped, the first one that is left has been found.
+        Ok(found.filter(|(offset, _)| *offset == place.offset).map(|(_, event)| CloudEvent::clone(&event)))
     }
 
     async fn lag(&self) -> Result<Vec<GroupLag>, LogError> {

@@ -13,6 +13,7 @@ mod groups;
 mod member;
 mod names;
 mod producer;
+mod reader;
 mod record;
 mod subscription;
 mod topics;
@@ -25,7 +26,7 @@ use rdkafka::{ClientConfig, error::KafkaError};
 
 pub use self::topics::RETENTION;
 use self::{groups::Groups, names::Names, producer::Producer, subscription::KafkaSubscription, topics::Topics};
-use crate::{EventLog, GroupLag, LogError, Subscription};
+use crate::{EventLog, GroupLag, LogError, Offset, Subscription};
 #[cfg(doc)]
 use contracts::events::PARTITIONS;
 
@@ -74,6 +75,11 @@ impl EventLog for KafkaLog {
     async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError> {
         let joined = KafkaSubscription::join(&self.brokers, &self.names, &self.topics, group, topics).await?;
         Ok(Box::new(joined))
+    }
+
+    async fn record_at(&self, place: &Offset) -> Result<Option<CloudEvent>, LogError> {
+        self.topics.ensure([&*place.topic]).await?;
+        reader::record_at(&self.brokers, &self.names, place).await
     }
 
     async fn lag(&self) -> Result<Vec<GroupLag>, LogError> {

@@ -52,9 +52,9 @@ impl Producer {
                 // Room comes as what is under way is acknowledged; a queue that others fill is the caller's to retry.
                 Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) if !under_way.is_empty() => {
                     delivered(std::mem::take(&mut under_way)).await?;
-                    under_way.push(send(event).map_err(LogError::unavailable)?);
+                    under_way.push(send(event).map_err(refused)?);
                 }
-                sent => under_way.push(sent.map_err(LogError::unavailable)?),
+                sent => under_way.push(sent.map_err(refused)?),
             }
         }
         delivered(under_way).await
@@ -87,7 +87,16 @@ fn inner(brokers: &str) -> Result<FutureProducer, LogError> {
 
 async fn delivered(under_way: Vec<DeliveryFuture>) -> Result<(), LogError> {
     for delivery in try_join_all(under_way).await.map_err(LogError::unavailable)? {
-        delivery.map_err(|(error, _)| LogError::unavailable(error))?;
+        delivery.map_err(|(error, _)| refused(error))?;
     }
     Ok(())
+}
+
+/// What it means for the caller that a record was not taken: by the client, which has a limit of its own, or by the
+/// cluster.
+fn refused(error: KafkaError) -> LogError {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => LogError::TooLarge(error.into()),
+        _ => LogError::unavailable(error),
+    }
 }

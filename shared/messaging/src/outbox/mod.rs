@@ -190,7 +190,10 @@ impl Relay {
     /// One batch; true where there is surely more.
     async fn turn(&self, leased: &mut Leased) -> Result<bool, Failure> {
         let now = self.clock.now();
-        if leased.until - now < LEASE / 2 {
+        let left = leased.until - now;
+        // More than a lease is left only to a clock that was set back. The others' clocks were not: they may have the
+        // buckets by now.
+        if left < LEASE / 2 || left > LEASE {
             let until = now + LEASE;
             *leased = Leased { buckets: self.source.lease(&self.owner, now, until).await?, until };
         }

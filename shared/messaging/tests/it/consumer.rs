@@ -3,11 +3,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use contracts::{
-    SystemClock,
+    Clock, SystemClock,
     events::{CloudEvent, Topic, UNDECODABLE},
 };
 use messaging::{Consumer, Delivered, EventLog, HandleError, Handler, dead_letters};
@@ -98,8 +99,12 @@ struct Running {
 
 impl Running {
     fn start(log: &Arc<dyn EventLog>, recorder: &Recorder) -> Self {
+        Self::start_by(Arc::new(SystemClock), log, recorder)
+    }
+
+    fn start_by(clock: Arc<dyn Clock>, log: &Arc<dyn EventLog>, recorder: &Recorder) -> Self {
         let shutdown = CancellationToken::new();
-        let consumer = Consumer { log: log.clone(), clock: Arc::new(SystemClock), group: GROUP, topics: &[EVENTS] };
+        let consumer = Consumer { log: log.clone(), clock, group: GROUP, topics: &[EVENTS] };
         let mut tasks = JoinSet::new();
         tasks.spawn(consumer.run(recorder.clone(), shutdown.clone()));
         Self { tasks, shutdown }
@@ -133,9 +138,12 @@ async fn until_waiting(log: &dyn EventLog, letters: u64) {
 on_every_log! {
     an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_nobody_up
     a_record_that_is_no_event_goes_to_the_dead_letters_as_it_was_and_no_handler_sees_it
+    records_of_which_a_letter_is_too_large_hold_nobody_up_and_come_back_whole
+    a_letter_of_an_earlier_version_comes_back_as_its_bytes
     a_fault_that_passes_makes_no_dead_letter
     a_redrive_publishes_exactly_the_waiting_letters_again
     a_redrive_that_somebody_watches_still_takes_each_letter_once
+    a_running_consumer_joins_its_redrives_group_now_and_then
     an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order
     what_was_not_committed_is_handled_again_by_the_next_one
 }
@@ -175,6 +183,60 @@ async fn a_record_that_is_no_event_goes_to_the_dead_letters_as_it_was_and_no_han
     // Still none: it comes back.
     until_waiting(&*subject.log, 1).await;
     running.stop().await;
+}
+
+/// As many bytes as Kafka just takes in a record: in base64, or with each quote escaped, they are more than that.
+const LARGE: usize = 900_000;
+
+async fn records_of_which_a_letter_is_too_large_hold_nobody_up_and_come_back_whole(subject: Subject) {
+    let recorder = Recorder::with(&[(2, Mood::AtFaultUntil(u32::MAX))]);
+    let foreign = CloudEvent { kind: UNDECODABLE.to_owned(), data: vec![159; LARGE], ..fleet_event("key", 1) };
+    let quotes = format!("{{\"text\":\"{}\"}}", "\\\"".repeat(LARGE / 2));
+    let poison = CloudEvent { data: quotes.into_bytes(), ..fleet_event("key", 2) };
+    let large = [foreign, poison];
+    subject.log.publish(large.to_vec()).await.unwrap();
+    subject.log.publish(vec![fleet_event("key", 3)]).await.unwrap();
+    let running = Running::start(&subject.log, &recorder);
+    until_waiting(&*subject.log, 2).await;
+    until_caught_up(&*subject.log).await;
+    assert_eq!((recorder.tries(1), recorder.tries(2), recorder.effect("key")), (0, 3, Some(3)));
+    for letter in dead_letters::peek(&*subject.log, GROUP, 10).await.unwrap() {
+        let original = large.iter().find(|original| original.id == letter.id).unwrap();
+        assert_eq!((letter.kind, letter.key), (original.kind.clone(), original.key.clone()));
+        // Whole, or it says of how much it is the beginning.
+        assert!(letter.cut_from.is_none_or(|bytes| bytes == original.data.len() as u64 && letter.data.len() < LARGE));
+    }
+    let mut watcher = subject.log.subscribe("watcher", &[EVENTS.name()]).await.unwrap();
+    read(&mut *watcher, 3, 10).await;
+    assert_eq!(dead_letters::redrive(&*subject.log, GROUP).await.unwrap(), 2);
+    for record in read(&mut *watcher, 2, 10).await {
+        let original = large.iter().find(|original| original.id == record.event.id).unwrap();
+        assert!(*record.event == *original, "{} is not what it was", record.event.kind);
+    }
+    // As bad as before: they come back.
+    until_waiting(&*subject.log, 2).await;
+    running.stop().await;
+}
+
+async fn a_letter_of_an_earlier_version_comes_back_as_its_bytes(subject: Subject) {
+    let original = CloudEvent { data: b"\x9f\x92".to_vec(), ..fleet_event("key", 2) };
+    let letter = serde_json::json!({
+        "group": GROUP, "cause": "its record is no CloudEvent", "failed_at": original.time, "topic": original.topic,
+        "partition": 3, "offset": 7, "id": original.id, "key": original.key, "kind": original.kind,
+        "source": original.source, "time": original.time, "traceparent": original.traceparent,
+        "data": "\u{fffd}\u{fffd}", "data_base64": "n5I=",
+    });
+    let letter = CloudEvent {
+        topic: dead_letters::topic_of(GROUP),
+        kind: dead_letters::KIND.to_owned(),
+        data: letter.to_string().into_bytes(),
+        ..fleet_event("key", 1)
+    };
+    subject.log.publish(vec![letter]).await.unwrap();
+    assert_eq!(dead_letters::peek(&*subject.log, GROUP, 10).await.unwrap()[0].offset, 7);
+    assert_eq!(dead_letters::redrive(&*subject.log, GROUP).await.unwrap(), 1);
+    let mut watcher = subject.log.subscribe("watcher", &[EVENTS.name()]).await.unwrap();
+    assert_eq!(*read(&mut *watcher, 1, 10).await[0].event, original);
 }
 
 async fn a_fault_that_passes_makes_no_dead_letter(subject: Subject) {
@@ -241,6 +303,19 @@ async fn a_redrive_that_somebody_watches_still_takes_each_letter_once(subject: S
     watched.cancel();
     watchers.join_next().await.unwrap().unwrap();
     assert_eq!((redriven, dead_letters::waiting(&*subject.log, GROUP).await.unwrap()), (40, 0));
+}
+
+async fn a_running_consumer_joins_its_redrives_group_now_and_then(subject: Subject) {
+    let remembers = || async { subject.log.lag().await.unwrap().iter().any(|lag| lag.group == "fleet.redrive") };
+    let running = Running::start_by(subject.clock.clone(), &subject.log, &Recorder::default());
+    until("the consumer to join", || async { lag(&*subject.log).await }).await;
+    assert!(!remembers().await, "nobody has asked for dead letters");
+    until("the redrive's group", || async {
+        subject.clock.advance(Duration::from_secs(3_600));
+        remembers().await.then_some(())
+    })
+    .await;
+    running.stop().await;
 }
 
 async fn an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order(subject: Subject) {

@@ -8,10 +8,10 @@ use std::{
 
 use contracts::{
     SystemClock,
-    events::{PARTITIONS, Topic, UNDECODABLE},
+    events::{CloudEvent, PARTITIONS, Topic, UNDECODABLE},
 };
 use messaging::{
-    LogError, Offset, consumer::next_offsets, dead_letters, kafka::RETENTION, keys::part_of, outbox::chain,
+    Delivered, LogError, Offset, consumer::next_offsets, dead_letters, kafka::RETENTION, keys::part_of, outbox::chain,
 };
 use rdkafka::{
     ClientConfig,
@@ -68,6 +68,47 @@ mod on_kafka {
             assert_eq!(*got[0].event, event(TOPIC, "key", 0));
             let odd = &got[1].event;
             assert_eq!((odd.kind.as_str(), &*odd.topic, &*odd.data), (UNDECODABLE, TOPIC, &bytes[..]));
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_record_that_is_too_large_is_refused_as_such_and_the_next_one_is_taken() {
+        engine::on_kafka(async |subject| {
+            let large = CloudEvent { data: vec![b' '; 1_100_000], ..event(TOPIC, "key", 0) };
+            let refused = subject.log.publish(vec![large]).await;
+            assert!(matches!(refused, Err(LogError::TooLarge(_))), "{refused:?}");
+            subject.publish("key", 1..2).await;
+            let mut subscription = subject.join("group").await;
+            assert_eq!(number(&read(&mut *subscription, 1, 10).await[0]), 1);
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_cut_letter_whose_original_is_gone_waits_on_and_says_why_and_holds_up_no_other() {
+        engine::on_kafka(async |subject| {
+            let gone = CloudEvent { data: vec![159; 900_000], ..event(TOPIC, "key", 1) };
+            let here = event(TOPIC, "key", 2);
+            let letters = [gone.clone(), here.clone()].map(|original| {
+                let record = Delivered { topic: TOPIC.into(), partition: 0, offset: 7, event: Arc::new(original) };
+                dead_letters::dead_letter("group", &record, "no reason".to_owned(), &SystemClock)
+            });
+            let [cut, whole] = letters;
+            dead_letters::publish(&*subject.log, vec![cut]).await.unwrap();
+            dead_letters::publish(&*subject.log, vec![whole]).await.unwrap();
+            // Time and again: it neither gets lost nor is published as what is left of it.
+            for redriven in [1, 0] {
+                assert_eq!(dead_letters::redrive(&*subject.log, "group").await.unwrap(), redriven);
+                let letters = dead_letters::peek(&*subject.log, "group", 10).await.unwrap();
+                assert_eq!((letters.len(), letters[0].id, letters[0].cut_from), (1, gone.id, Some(900_000)));
+                let refused = letters[0].refused.as_deref().unwrap();
+                assert!(refused.contains("not in the log any more"), "{refused}");
+            }
+            let mut subscription = subject.join("watcher").await;
+            assert_eq!(*read(&mut *subscription, 1, 10).await[0].event, here);
+            let more = tokio::time::timeout(Duration::from_millis(500), subscription.next(10)).await;
+            assert!(more.is_err(), "{more:?}");
         })
         .await;
     }

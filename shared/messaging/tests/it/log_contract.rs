@@ -106,6 +106,7 @@ on_every_log! {
     a_partition_of_somebody_else_cannot_be_sought
     lag_is_what_a_group_has_not_committed
     more_than_memory_holds_is_read_from_disk
+    a_single_record_is_read_where_it_lies
     concurrent_publishers_keep_their_own_order
     a_topics_id_is_its_own_and_survives_reopening
 }
@@ -365,6 +366,23 @@ async fn more_than_memory_holds_is_read_from_disk(subject: Subject) {
     let subject = subject.reopen().await;
     let mut subscription = subject.join("again").await;
     assert_eq!(by_key(&read(&mut *subscription, expected.len(), 512).await)["key"], expected);
+}
+
+async fn a_single_record_is_read_where_it_lies(subject: Subject) {
+    for start in (0..MORE_THAN_MEMORY).step_by(500) {
+        subject.publish("key", start..start + 500).await;
+    }
+    let partition = part_of("key", PARTITIONS);
+    let at = |offset| Offset { topic: TOPIC.to_owned(), partition, offset };
+    // In the middle of a batch on disk, and in memory.
+    for offset in [0, 1_234, MORE_THAN_MEMORY - 1] {
+        let found = subject.log.record_at(&at(offset)).await.unwrap();
+        assert_eq!(found, Some(event(TOPIC, "key", offset)));
+    }
+    assert_eq!(subject.log.record_at(&at(MORE_THAN_MEMORY)).await.unwrap(), None, "it was never written");
+    let elsewhere = Offset { partition: (partition + 1) % PARTITIONS, ..at(0) };
+    assert_eq!(subject.log.record_at(&elsewhere).await.unwrap(), None);
+    assert!(subject.log.lag().await.unwrap().is_empty(), "no group has come of it");
 }
 
 async fn concurrent_publishers_keep_their_own_order(subject: Subject) {

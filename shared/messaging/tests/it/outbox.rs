@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use contracts::{Clock, Timestamp, events::CloudEvent};
 use messaging::{
-    EventLog, GroupLag, LogError, Subscription,
+    EventLog, GroupLag, LogError, Offset, Subscription,
     outbox::{self, OutboxSignal, OutboxSource, PostgresOutbox, Relay, SqliteOutbox},
     postgres::{self, Postgres},
     sqlite::{self, Sqlite},
@@ -162,6 +162,10 @@ impl EventLog for Troubled {
         self.log.subscribe(group, topics).await
     }
 
+    async fn record_at(&self, place: &Offset) -> Result<Option<CloudEvent>, LogError> {
+        self.log.record_at(place).await
+    }
+
     async fn lag(&self) -> Result<Vec<GroupLag>, LogError> {
         self.log.lag().await
     }
@@ -251,6 +255,7 @@ on_every_store_and_log! {
     a_killed_relays_successor_publishes_what_it_left
     two_relays_on_one_outbox_do_not_double_and_keep_the_order
     a_paused_relay_that_lost_its_lease_doubles_but_deletes_nothing_unpublished
+    a_relay_whose_clock_was_set_back_reads_nothing_that_another_has_leased
     a_relay_that_was_asked_to_stop_leaves_at_once_to_its_successor
 }
 
@@ -406,6 +411,46 @@ async fn a_paused_relay_that_lost_its_lease_doubles_but_deletes_nothing_unpublis
     .await;
     let all = published(&subject, "reader").await;
     assert_eq!(once(&all["a"]), upto(30));
+}
+
+async fn a_relay_whose_clock_was_set_back_reads_nothing_that_another_has_leased(subject: Subject, store: Store) {
+    let now = subject.clock.now();
+    let own = Arc::new(ManualClock::at(now));
+    let pauses = Arc::new(Pauses { clock: own.clone(), asked_ms: Mutex::default() });
+    let relay = Relay {
+        source: store.outbox.clone(),
+        log: subject.log.clone(),
+        signal: store.signal.clone(),
+        clock: pauses.clone(),
+        owner: "set back".to_owned(),
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(relay.run(CancellationToken::new()));
+    store.commit(&["a"], 0..5).await;
+    store.until_empty().await;
+    own.set_back(Duration::from_secs(3_600));
+    // By everybody else's time its lease is over.
+    let later = now + LEASE_OVER;
+    let taken = store.outbox.lease("other", later, later + LEASE_OVER).await.unwrap();
+    assert!(!taken.is_empty());
+    store.commit(&["a"], 5..9).await;
+    // It pauses after each turn, and has had some since.
+    let pauses_so_far = || pauses.asked_ms.lock().unwrap().len();
+    let before = pauses_so_far();
+    until("some turns", || async {
+        store.signal.wake();
+        (pauses_so_far() >= before + 3).then_some(())
+    })
+    .await;
+    assert_eq!(store.outbox.backlog().await.unwrap(), 4, "they are another's");
+    store.outbox.lease("other", later, Timestamp::UNIX_EPOCH).await.unwrap();
+    until("the buckets are its again", || async {
+        store.signal.wake();
+        (store.outbox.backlog().await.unwrap() == 0).then_some(())
+    })
+    .await;
+    assert_eq!(published(&subject, "reader").await["a"], upto(9));
+    tasks.shutdown().await;
 }
 
 async fn a_relay_that_was_asked_to_stop_leaves_at_once_to_its_successor(subject: Subject, store: Store) {

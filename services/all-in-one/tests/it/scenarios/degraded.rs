@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use contracts::{Stage, api::Role, events::CloudEvent};
-use messaging::{EventLog, GroupLag, LogError, Subscription};
+use messaging::{EventLog, GroupLag, LogError, Offset, Subscription};
 use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::until;
@@ -88,6 +88,10 @@ impl EventLog for Leaving {
 
     async fn subscribe(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Subscription>, LogError> {
         self.here()?.subscribe(group, topics).await
+    }
+
+    async fn record_at(&self, place: &Offset) -> Result<Option<CloudEvent>, LogError> {
+        self.here()?.record_at(place).await
     }
 
     async fn lag(&self) -> Result<Vec<GroupLag>, LogError> {

@@ -1,4 +1,5 @@
-//! An object store behind a network that loses answers to writes, and delivers some writes late.
+//! An object store behind a network that loses answers to writes, delivers some writes late, and is slow enough for
+//! others to do something meanwhile.
 
 use std::{
     fmt,
@@ -8,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::{future::BoxFuture, stream::BoxStream};
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, path::Path,
@@ -25,6 +26,26 @@ pub(super) enum Loss {
     Late,
 }
 
+/// What others do once, at a request for a path that contains a text.
+struct Meanwhile {
+    part: String,
+    done: BoxFuture<'static, ()>,
+}
+
+impl Meanwhile {
+    fn new(part: impl Into<String>, done: impl Future<Output = ()> + Send + 'static) -> Option<Self> {
+        Some(Self { part: part.into(), done: Box::pin(done) })
+    }
+
+    /// Does it where its turn has come.
+    async fn at(slot: &Mutex<Option<Self>>, path: &Path) {
+        let due = slot.lock().unwrap().take_if(|meanwhile| path.as_ref().contains(&meanwhile.part));
+        if let Some(due) = due {
+            due.done.await;
+        }
+    }
+}
+
 type Decide = Box<dyn FnMut(&Path) -> Option<Loss> + Send>;
 
 /// The store.
@@ -32,12 +53,30 @@ pub(super) struct LosingStore {
     inner: Arc<dyn ObjectStore>,
     decide: Mutex<Decide>,
     late: Mutex<Vec<(Path, PutPayload, PutOptions)>>,
+    before_read: Mutex<Option<Meanwhile>>,
+    after_write: Mutex<Option<Meanwhile>>,
 }
 
 impl LosingStore {
     /// One that loses nothing yet.
     pub(super) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, decide: Mutex::new(Box::new(|_| None)), late: Mutex::default() }
+        Self {
+            inner,
+            decide: Mutex::new(Box::new(|_| None)),
+            late: Mutex::default(),
+            before_read: Mutex::default(),
+            after_write: Mutex::default(),
+        }
+    }
+
+    /// Has others do something before the next read of a path that contains `part`.
+    pub(super) fn before_next_read(&self, part: impl Into<String>, done: impl Future<Output = ()> + Send + 'static) {
+        *self.before_read.lock().unwrap() = Meanwhile::new(part, done);
+    }
+
+    /// Has others do something after the next write to a path that contains `part`, before it is answered.
+    pub(super) fn after_next_write(&self, part: impl Into<String>, done: impl Future<Output = ()> + Send + 'static) {
+        *self.after_write.lock().unwrap() = Meanwhile::new(part, done);
     }
 
     /// From now on this decides.
@@ -71,7 +110,11 @@ impl ObjectStore for LosingStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let loss = (self.decide.lock().unwrap())(location);
         match loss {
-            None => self.inner.put_opts(location, payload, options).await,
+            None => {
+                let put = self.inner.put_opts(location, payload, options).await;
+                Meanwhile::at(&self.after_write, location).await;
+                put
+            }
             Some(Loss::Answer) => {
                 self.inner.put_opts(location, payload, options).await?;
                 Err(no_answer())
@@ -92,6 +135,7 @@ impl ObjectStore for LosingStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        Meanwhile::at(&self.before_read, location).await;
         self.inner.get_opts(location, options).await
     }
 

@@ -37,7 +37,7 @@ const COMMIT: &str = "_delta_log/";
 const FILE: &str = "/part-";
 
 /// The bench's lake as reached by somebody whose network loses answers.
-fn losing(bench: &Bench) -> (Location, Arc<LosingStore>) {
+pub(super) fn losing(bench: &Bench) -> (Location, Arc<LosingStore>) {
     let mut made = None;
     let location = bench.location().through(|root| made.insert(Arc::new(LosingStore::new(root))).clone());
     (location, made.unwrap())

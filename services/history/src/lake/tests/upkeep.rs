@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use contracts::events::DeliveryRecord;
 use object_store::{ObjectStoreExt, path::Path};
 
-use super::{Bench, some};
+use super::{Bench, lost_answers::losing, some};
 use crate::{
     domain::{DeliveryRow, Key},
     fixtures::at,
@@ -16,8 +16,10 @@ on_each_store! {
     a_compaction_shows_every_row_once_in_every_version,
     two_replicas_compact_the_same_files_once,
     compacted_files_are_ordered_by_delivery,
+    a_compaction_commits_no_file_that_a_vacuum_may_have_taken,
     a_checkpoint_carries_files_and_offsets,
     a_vacuum_deletes_replaced_files_and_orphans_after_the_retention_only,
+    a_vacuum_spares_for_its_retention_what_another_replica_replaces_meanwhile,
     a_replica_that_slept_for_long_reads_the_table_anew,
 }
 
@@ -93,6 +95,29 @@ async fn compacted_files_are_ordered_by_delivery(bench: Bench) {
     assert!(keys.is_sorted());
 }
 
+async fn a_compaction_commits_no_file_that_a_vacuum_may_have_taken(bench: Bench) {
+    let mut writer = bench.writer().await;
+    let records = many_small_files(&bench, &mut writer, 8).await;
+    let (location, store) = losing(&bench);
+    let (table, cache) = (bench.table_at(&location).await, KeyCache::default());
+    let limits = CompactionLimits { target_rows: 1_000, ..EAGER };
+    // It sleeps with its file written, which another replica takes for an orphan.
+    let (other, clock) = (bench.table().await, bench.clock.clone());
+    store.after_next_write("/part-", async move {
+        clock.advance(chrono::Duration::minutes(11));
+        assert_eq!(vacuum(&other, Duration::from_secs(600)).await.unwrap(), 1);
+    });
+    assert_eq!(compact(&table, &cache, limits).await.unwrap(), 0);
+    bench.assert_holds(&records).await;
+    // It sleeps for so long that somebody may be about to.
+    let clock = bench.clock.clone();
+    store.after_next_write("/part-", async move { clock.advance(chrono::Duration::minutes(31)) });
+    assert_eq!(compact(&table, &cache, limits).await.unwrap(), 0);
+    bench.assert_holds(&records).await;
+    assert_eq!(compact(&table, &cache, limits).await.unwrap(), 8, "anew, with a fresh file");
+    bench.assert_holds(&records).await;
+}
+
 async fn a_checkpoint_carries_files_and_offsets(bench: Bench) {
     let (table, cache) = (bench.table().await, Arc::new(KeyCache::default()));
     let mut writer = Writer::new(table.clone(), cache.clone());
@@ -136,6 +161,25 @@ async fn a_vacuum_deletes_replaced_files_and_orphans_after_the_retention_only(be
     drop(held_up);
     assert_eq!(paused.flush().await.unwrap().rows, 3);
     records.extend(late);
+    bench.assert_holds(&records).await;
+}
+
+async fn a_vacuum_spares_for_its_retention_what_another_replica_replaces_meanwhile(bench: Bench) {
+    let mut writer = bench.writer().await;
+    let records = many_small_files(&bench, &mut writer, 8).await;
+    let (location, store) = losing(&bench);
+    let (table, other) = (bench.table_at(&location).await, bench.table().await);
+    bench.clock.advance(chrono::Duration::minutes(11));
+    // The vacuum asks for the commit after those that it knows: there it is.
+    store.before_next_read(format!("{:020}.json", table.view().version + 1), async move {
+        let limits = CompactionLimits { target_rows: 1_000, ..EAGER };
+        assert_eq!(compact(&other, &KeyCache::default(), limits).await.unwrap(), 8);
+    });
+    let retention = Duration::from_secs(600);
+    assert_eq!(vacuum(&table, retention).await.unwrap(), 0, "they are old, but they were replaced just now");
+    assert_eq!(table.view().files().count(), 1, "they were replaced");
+    bench.clock.advance(chrono::Duration::minutes(11));
+    assert_eq!(vacuum(&table, retention).await.unwrap(), 8);
     bench.assert_holds(&records).await;
 }
 
