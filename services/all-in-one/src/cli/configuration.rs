@@ -171,7 +171,7 @@ fn a_row_that_is_missing_wrong_misplaced_or_nobodys_is_found() {
     };
     let missing = "not documented: fleet: FLEET_STORE, required".to_owned();
     let nobodys = "documented, but not so: fleet: FLEET_SHOP, required".to_owned();
-    assert_eq!(found(store, "FLEET_STORE"), [missing.clone()]);
+    assert_eq!(found(store, "FLEET_STORE"), std::slice::from_ref(&missing));
     assert_eq!(found(store, &store.replace("STORE", "SHOP")), [missing, nobodys]);
     assert_eq!(found("## lookup\n", "## lookups\n").len(), 2);
     for default in ["| `127.0.0.1:0` |", "| `poll` |", "| `false` |", "| `20000` |", "| required |", "| none |"] {

@@ -58,7 +58,7 @@ fn closing(listener: TcpListener, tasks: &mut JoinSet<()>) -> Arc<AtomicUsize> {
 }
 
 fn peer(replicas: &[SocketAddr]) -> Peer {
-    crate::init();
+    crate::init().unwrap();
     let urls: Vec<_> = replicas.iter().map(|address| format!("http://{address}/")).collect();
     let issuer = DevIssuer::new(&SigningKey::generate().unwrap()).unwrap();
     Peer::new("fleet", &urls.join("|"), "test", issuer, Arc::new(SystemClock)).unwrap()

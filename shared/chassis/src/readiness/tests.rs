@@ -61,7 +61,7 @@ async fn grow_stale() {
 }
 
 async fn peer_at(urls: &[String]) -> Peer {
-    crate::init();
+    crate::init().unwrap();
     let issuer = DevIssuer::new(&SigningKey::generate().unwrap()).unwrap();
     Peer::new("fleet", &urls.join("|"), "test", issuer, Arc::new(SystemClock)).unwrap()
 }
