@@ -8,6 +8,7 @@
 
 mod backoff;
 mod city;
+mod cli;
 mod config;
 mod drones;
 mod gateway;
@@ -19,6 +20,7 @@ mod sse;
 mod summary;
 
 pub use city::generate as generate_city;
+pub use cli::main;
 pub use config::{Config, InvalidConfig, parse_duration};
 pub use progress::{Histogram, Progress};
 pub use run::run;
