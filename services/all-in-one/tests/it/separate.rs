@@ -27,7 +27,7 @@ const REPLICAS: [(&str, usize); 7] =
     [("package", 2), ("fleet", 1), ("tracking", 2), ("history", 2), ("lookup", 1), ("delivery", 2), ("gateway", 1)];
 
 /// What a program needs of the environment besides its own configuration, and what object stores are reached with.
-const KEPT_VARIABLES: [&str; 4] = ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE"];
+const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE", "LOG"];
 const OBJECT_STORES: [&str; 2] = ["AWS_", "AZURE_"];
 
 /// Whether the scenarios run on separate processes.
@@ -108,6 +108,17 @@ impl Separate {
         for Replica { label, process, .. } in &mut self.replicas {
             let status = ended(process, END).await;
             assert!(status.success(), "SIGTERM ends {label} well: {status}\n{}", said(&self.folder, label));
+        }
+    }
+}
+
+impl Drop for Separate {
+    /// What they wrote, for who looks into a failure.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for Replica { label, .. } in &self.replicas {
+                println!("--- {label}:\n{}", said(&self.folder, label));
+            }
         }
     }
 }

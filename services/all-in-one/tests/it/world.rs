@@ -55,8 +55,9 @@ pub(crate) struct World {
     pub(crate) http: reqwest::Client,
     pub(crate) data: DataDir,
     pub(crate) stores: Stores,
-    folder: TempDir,
+    /// Dropped before the folder, which it uses to its end.
     running: Option<Running>,
+    folder: TempDir,
     tokens: tokio::sync::Mutex<HashMap<(String, Role), String>>,
     accepted: Mutex<Vec<DeliveryId>>,
     sequence: AtomicU64,
