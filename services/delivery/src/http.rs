@@ -218,6 +218,7 @@ async fn timeline(
     let steps = state.ledger.store.steps(id).await?;
     Ok(Json(Timeline {
         delivery_id: id,
+        customer_id: delivery.record.customer_id,
         saga_definition: delivery.saga.definition,
         steps,
         stages: delivery.record.stages,

@@ -19,8 +19,8 @@ use contracts::{
     BaseId, DroneId,
     api::{DEFAULT_PAGE, FieldError, MAX_PAGE, MAX_TELEMETRY_LINES, Page, RegisterDrone},
     commands::{
-        Commands, DroneReport, DroneStatus, FleetDrone, MAX_COMMANDS, Outcomes, ReleaseDrone, ReleaseOutcome,
-        ReportFault, ReportOutcome, ReserveDrone, ReserveOutcome,
+        Commands, DroneBase, DroneIds, DroneReport, DroneStatus, FleetDrone, MAX_COMMANDS, Outcomes, ReleaseDrone,
+        ReleaseOutcome, ReportFault, ReportOutcome, ReserveDrone, ReserveOutcome,
     },
 };
 use messaging::BatcherClosed;
@@ -58,6 +58,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/commands/reserve", post(reserve))
         .route("/commands/release", post(release))
         .route("/commands/reports", post(report))
+        .route("/queries/bases", post(bases))
         .route("/drones", get(list))
         .route("/drones/events", get(watch))
         .route("/drones/{drone_id}", get(read).put(register).delete(retire))
@@ -170,6 +171,24 @@ fn check_reports(reports: &[DroneReport]) -> Result<(), ApiError> {
         return Err(ApiError::invalid(vec![FieldError::new(format!("commands[{number}].{}", fault.0), fault.1)]));
     }
     Ok(())
+}
+
+/// Where drones are based, those that are known: the gateway judges base stations by it.
+async fn bases(
+    State(app): State<App>,
+    _: ServiceCaller,
+    Json(asked): Json<DroneIds>,
+) -> Result<Json<Vec<DroneBase>>, ApiError> {
+    if asked.ids.len() > MAX_TELEMETRY_LINES {
+        return Err(ApiError::invalid_field("ids", format!("must be at most {MAX_TELEMETRY_LINES}")));
+    }
+    let ids = || asked.ids.iter().copied();
+    app.fleet.learn(ids()).await.map_err(|error| store_failed(&error))?;
+    let known = app.fleet.index.of_bases(ids(), |drone_id, base| {
+        let base_id = base?.clone();
+        Some(DroneBase { drone_id, base_id })
+    });
+    Ok(Json(known.into_iter().flatten().collect()))
 }
 
 /// The base whose drones the caller may see: a base station that does not say gets its own.

@@ -128,11 +128,15 @@ impl Services {
     }
 
     async fn flight(&self, caller: &Caller, id: DeliveryId) -> Part<FlightProgress> {
-        part(&self.tracking, self.tracking.request_as(&caller.token, Method::GET, &format!("/flights/{id}"))).await
+        let request = self.tracking.request_as(&caller.token, Method::GET, &format!("/flights/{id}"));
+        let flight: Part<FlightProgress> = part(&self.tracking, request).await;
+        own_part(caller, flight, |flight| &flight.customer_id)
     }
 
     async fn package(&self, caller: &Caller, id: DeliveryId) -> Part<PackageRecord> {
-        part(&self.package, self.package.request_as(&caller.token, Method::GET, &format!("/packages/{id}"))).await
+        let request = self.package.request_as(&caller.token, Method::GET, &format!("/packages/{id}"));
+        let package: Part<PackageRecord> = part(&self.package, request).await;
+        own_part(caller, package, |package| &package.customer_id)
     }
 
     /// Fleet is asked in the gateway's own name: a customer may see the drone of their delivery, but not the fleet.
@@ -175,8 +179,18 @@ impl Services {
     }
 }
 
+/// A page of one peer's finished deliveries. One that has somebody else's among them counts as none: without them, it
+/// could not be told where the list goes on, or whether it is whole.
 async fn finished_page(peer: &Peer, caller: &Caller, query: &HistoryQuery) -> Result<Page<HistoryItem>, PeerError> {
-    peer.fetch(peer.request_as(&caller.token, Method::POST, "/queries/history").json(query)).await
+    let request = peer.request_as(&caller.token, Method::POST, "/queries/history").json(query);
+    let page: Page<HistoryItem> = peer.fetch(request).await?;
+    for item in &page.items {
+        if judge(caller, &Action::ReadDelivery { owner: &item.customer_id }).is_err() {
+            let cause = "a delivery in the answer is somebody else's".into();
+            return Err(PeerError::Unavailable { peer: peer.name(), cause, problem: None });
+        }
+    }
+    Ok(page)
 }
 
 fn page_after(walk: &Walk, items: Vec<HistoryItem>, more: bool) -> Page<HistoryItem> {
@@ -196,6 +210,14 @@ async fn part<T: DeserializeOwned>(peer: &Peer, request: RequestBuilder) -> Part
     }
 }
 
+/// What is somebody else's is no part of the caller's delivery, and none was had.
+fn own_part<T>(caller: &Caller, part: Part<T>, owner: impl Fn(&T) -> &CustomerId) -> Part<T> {
+    match part {
+        Part::Known(value) if judge(caller, &Action::ReadDelivery { owner: owner(&value) }).is_err() => Part::Missing,
+        part => part,
+    }
+}
+
 /// 404 for a role that may read nobody's deliveries, before anybody is asked.
 pub(crate) fn readable(caller: &Caller) -> Result<(), ApiError> {
     match caller.identity {
@@ -204,7 +226,18 @@ pub(crate) fn readable(caller: &Caller) -> Result<(), ApiError> {
     }
 }
 
-/// 404 for a record that the caller may not read: the owner has checked it, and so does the gateway.
+/// 404 for a record that the caller may not read.
 pub(crate) fn sees(caller: &Caller, record: &DeliveryRecord) -> Result<(), ApiError> {
-    caller.sees(&Action::ReadDelivery { owner: &record.customer_id })
+    judge(caller, &Action::ReadDelivery { owner: &record.customer_id })
+}
+
+/// 404 for what an owner has answered the caller, and the caller may not have: the owner has judged it, and so does the
+/// gateway. That it is left to the gateway is the owner's fault.
+pub(crate) fn judge(caller: &Caller, action: &Action<'_>) -> Result<(), ApiError> {
+    let judged = caller.sees(action);
+    if judged.is_err() {
+        let role = caller.identity.role();
+        tracing::error!(?role, ?action, "an owner has answered with what is not the caller's");
+    }
+    judged
 }

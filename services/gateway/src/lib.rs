@@ -1,16 +1,17 @@
 //! The public API: one place where customers, operators, drones and base stations ask, and nothing of its own to keep.
 //!
 //! Invariants:
-//! - nothing is stored here: every answer is made from what the owning services say now;
-//! - nobody reads or changes what is not theirs. The owner judges it by the caller's own token; it is judged here, too,
-//!   wherever a request or an answer says whose it is: a base that is named, and the record of a delivery before it is
-//!   shown or cancelled. A timeline, an item of the history and a drone to be retired do not say it: of these only the
-//!   role is judged here;
+//! - nothing is stored here: every answer is made from what the owning services say now. Where drones are based is
+//!   remembered, to let reports of them through and never to refuse one;
+//! - nobody reads or changes what is not theirs. The owner judges it by the caller's own token, and it is judged here,
+//!   too: what is to be changed by what its owner says of it before, and every answer by whose it says it is, before it
+//!   is shown. An owner that answers with what is somebody else's is at fault: that is not shown, and logged;
 //! - a delivery that is somebody else's is answered byte for byte like one that does not exist;
 //! - 404 is said only when everybody who might know has answered; silence is 503;
 //! - no stream outlives the token that opened it, and no caller takes the streams of the others.
 
 mod aggregate;
+mod bases;
 mod domain;
 mod http;
 mod upstream;

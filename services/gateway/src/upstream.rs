@@ -125,7 +125,7 @@ impl<T: DeserializeOwned + Send + 'static> Following<T> {
 }
 
 /// The messages of one answer, until it ends, breaks, falls silent or says what cannot be read.
-fn messages<T: DeserializeOwned + Send + 'static>(response: Response) -> impl Stream<Item = T> + Send {
+pub(crate) fn messages<T: DeserializeOwned + Send + 'static>(response: Response) -> impl Stream<Item = T> + Send {
     let reader = Reader { chunks: response.bytes_stream().boxed(), decoder: Decoder::default(), kind: PhantomData };
     stream::unfold(reader, async |mut reader| reader.next().await.map(|message| (message, reader)))
 }

@@ -80,7 +80,8 @@ async fn history(
 }
 
 fn item(record: DeliveryRecord) -> HistoryItem {
-    HistoryItem { delivery: DeliveryView::from(&record), stages: record.stages, source: "lake".to_owned() }
+    let delivery = DeliveryView::from(&record);
+    HistoryItem { delivery, customer_id: record.customer_id, stages: record.stages, source: "lake".to_owned() }
 }
 
 async fn delivery(
@@ -175,7 +176,7 @@ mod tests {
         let mut query = json!({"customer_id": "alice", "from": at(1, 0), "to": at(2, 0), "after": null, "limit": 20});
         let (status, page) = ask(&url, &service, "/queries/history", &query).await;
         assert_eq!((status, page["items"].as_array().unwrap().len()), (StatusCode::OK, 20));
-        assert_eq!(page["items"][0]["source"], "lake");
+        assert_eq!((&page["items"][0]["source"], &page["items"][0]["customer_id"]), (&json!("lake"), &json!("alice")));
         let last = &page["items"][19];
         query["after"] = json!([last["finished_at"], last["id"]]);
         let (_, page) = ask(&url, &alice, "/queries/history", &query).await;

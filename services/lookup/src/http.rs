@@ -76,7 +76,7 @@ async fn history(
 
 fn item(record: DeliveryRecord) -> HistoryItem {
     let delivery = DeliveryView::from(&record);
-    HistoryItem { delivery, stages: record.stages, source: SOURCE.to_owned() }
+    HistoryItem { delivery, customer_id: record.customer_id, stages: record.stages, source: SOURCE.to_owned() }
 }
 
 /// The `after` of the page that begins behind `last`, as an opaque text.

@@ -127,7 +127,7 @@ async fn a_customer_pages_through_their_history() {
     assert_eq!(pages, 3);
     for (item, record) in listed.iter().zip(&records) {
         assert_eq!((item.delivery.id, item.source.as_str()), (record.delivery_id, "lookup"));
-        assert_eq!(item.stages, record.stages);
+        assert_eq!((&item.customer_id, &item.stages), (&record.customer_id, &record.stages));
     }
     assert_eq!(listed.len(), records.len());
     running.stop().await;

@@ -102,7 +102,7 @@ impl Missions {
                 let Some(mission) = mission.filter(|mission| mission.attempt == attempt) else { continue };
                 MissionUpdate::Assigned { mission }
             } else {
-                MissionUpdate::Recalled { delivery_id, drone_id, attempt }
+                MissionUpdate::Recalled { delivery_id, drone_id, base_id: note.base_id, attempt }
             };
             let update = Arc::new(update);
             for sender in senders {

@@ -287,6 +287,8 @@ pub struct Mission {
     pub delivery_id: DeliveryId,
     /// Who flies it.
     pub drone_id: DroneId,
+    /// Where that drone is at home.
+    pub base_id: BaseId,
     /// The delivery's attempt, repeated in every report.
     pub attempt: u32,
     /// Where the package waits.
@@ -327,6 +329,8 @@ pub enum MissionUpdate {
         delivery_id: DeliveryId,
         /// Who flew it.
         drone_id: DroneId,
+        /// Where that drone is at home.
+        base_id: BaseId,
         /// Its attempt.
         attempt: u32,
     },
@@ -383,6 +387,22 @@ pub struct FleetDrone {
     /// Its last report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen_at: Option<DateTime<Utc>>,
+}
+
+/// A question about many drones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DroneIds {
+    /// As many as one request of telemetry may have lines, at most.
+    pub ids: Vec<DroneId>,
+}
+
+/// Where a drone is based: `POST /queries/bases` of fleet answers with one for each drone that it knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroneBase {
+    /// The drone.
+    pub drone_id: DroneId,
+    /// Its home.
+    pub base_id: BaseId,
 }
 
 /// What a drone is free to do.

@@ -166,6 +166,7 @@ impl Running {
     /// The saga's steps with their outcomes.
     pub(crate) async fn steps(&self, id: DeliveryId) -> Vec<(String, String)> {
         let timeline: Timeline = self.get("alice", &format!("/deliveries/{id}/timeline")).await.json().await.unwrap();
+        assert_eq!((timeline.delivery_id, timeline.customer_id.as_str()), (id, "alice"));
         timeline.steps.into_iter().map(|step| (step.step, step.outcome)).collect()
     }
 

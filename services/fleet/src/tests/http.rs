@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use contracts::{
     DroneId, Stage,
-    api::{Page, Role},
+    api::{MAX_TELEMETRY_LINES, Page, Role},
     commands::{
-        Commands, DroneReport, DroneStatus, FleetDrone, Outcomes, ReleaseOutcome, ReportFault, ReportOutcome,
-        ReserveOutcome,
+        Commands, DroneBase, DroneIds, DroneReport, DroneStatus, FleetDrone, Outcomes, ReleaseOutcome, ReportFault,
+        ReportOutcome, ReserveOutcome,
     },
     events::{DeliveryEvent, DeliveryEventKind, FleetEvent, FleetEventKind, Topic},
 };
@@ -131,6 +131,27 @@ async fn a_base_station_runs_its_own_drones_and_no_others() {
     assert_eq!(service.status(SOUTH, Method::DELETE, &path).await, 404);
     assert_eq!(service.status(NORTH, Method::DELETE, &format!("/drones/{}", make::drone_id(9))).await, 404);
     assert_eq!(service.report(NORTH, make::report(1, 5)).await, unknown, "what is retired is no drone any more");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn services_ask_where_drones_are_based() {
+    let service = service().await;
+    service.put(NORTH, 1, "north").await;
+    service.put(SOUTH, 2, "south").await;
+    let asked = |ids: Vec<DroneId>| DroneIds { ids };
+    let three = asked([1, 2, 9].map(make::drone_id).to_vec());
+    let answer = service.ask(("gateway", Role::Service), Method::POST, "/queries/bases", Some(&three)).await;
+    let said: Vec<DroneBase> = answer.json().await.unwrap();
+    let said: Vec<_> = said.iter().map(|drone| (drone.drone_id, drone.base_id.as_str())).collect();
+    assert_eq!(said, [(make::drone_id(1), "north"), (make::drone_id(2), "south")], "of one that is not there, nothing");
+    for who in [CUSTOMER, OPERATOR, NORTH] {
+        let refused = service.ask(who, Method::POST, "/queries/bases", Some(&three)).await;
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    }
+    let many = asked(vec![make::drone_id(1); MAX_TELEMETRY_LINES + 1]);
+    let refused = service.ask(DELIVERY, Method::POST, "/queries/bases", Some(&many)).await;
+    assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
     service.stop().await;
 }
 

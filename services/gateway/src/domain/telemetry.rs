@@ -1,5 +1,7 @@
 //! Telemetry: NDJSON split into reports for fleet and tracking, and their outcomes merged into one answer.
 
+use std::collections::HashMap;
+
 use auth::Identity;
 use contracts::{
     DroneId, Stage, Timestamp,
@@ -10,6 +12,18 @@ use contracts::{
 
 /// The longest reason given for a rejected line, in bytes: it may quote the line, and the line may be long.
 const MAX_REASON_BYTES: usize = 300;
+
+/// The reason of a line that may be stored later.
+const NOT_STORED_REASON: &str = "not stored now; send it again";
+
+/// Why a drone's reports are not passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// There is no such drone, or it is somebody else's.
+    Foreign,
+    /// Nobody said whose it is.
+    Unanswered,
+}
 
 /// The request has more lines than [`MAX_TELEMETRY_LINES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -114,6 +128,29 @@ impl Split {
         self.lines.push(GoodLine { number, flies: mission.is_some() });
     }
 
+    /// Takes out the lines of drones in doubt, with why they are not stored.
+    pub(crate) fn leave_out(&mut self, doubts: &HashMap<DroneId, Doubt>) {
+        if doubts.is_empty() {
+            return;
+        }
+        let (lines, drones) = (std::mem::take(&mut self.lines), std::mem::take(&mut self.drones));
+        let mut flights = std::mem::take(&mut self.flights).into_iter();
+        for (line, drone) in lines.into_iter().zip(drones) {
+            let flight = if line.flies { flights.next() } else { None };
+            let Some(doubt) = doubts.get(&drone.drone_id) else {
+                self.lines.push(line);
+                self.drones.push(drone);
+                self.flights.extend(flight);
+                continue;
+            };
+            let (reason, retryable) = match doubt {
+                Doubt::Foreign => (UNKNOWN_DRONE_REASON, false),
+                Doubt::Unanswered => (NOT_STORED_REASON, true),
+            };
+            self.rejected.push(RejectedLine { line: line.number, reason: reason.to_owned(), retryable });
+        }
+    }
+
     /// The answer, from the outcomes of fleet and tracking; `None` of one that did not answer.
     pub(crate) fn answer(self, fleet: Option<&[ReportOutcome]>, tracking: Option<&[ReportOutcome]>) -> TelemetryAnswer {
         let mut answer = TelemetryAnswer { rejected: self.rejected, ..TelemetryAnswer::default() };
@@ -134,7 +171,7 @@ impl Split {
                 }),
                 ReportOutcome::Unavailable => answer.rejected.push(RejectedLine {
                     line: line.number,
-                    reason: "not stored now; send it again".to_owned(),
+                    reason: NOT_STORED_REASON.to_owned(),
                     retryable: true,
                 }),
             }
@@ -277,6 +314,25 @@ mod tests {
     fn a_long_reason_is_cut() {
         let reason = shortened("é".repeat(1_000));
         assert!(reason.len() <= MAX_REASON_BYTES + 3 && reason.ends_with("..."), "{}", reason.len());
+    }
+
+    #[test]
+    fn the_lines_of_drones_in_doubt_are_taken_out_and_the_others_keep_their_outcomes() {
+        let other = |number| DroneId(uuid::Uuid::from_u128(number));
+        let of = |drone: DroneId| json!({"drone_id": drone, "delivery_id": DELIVERY, "attempt": 1});
+        let idle = json!({"drone_id": other(1)});
+        let lines = [line(&of(other(1))), line(&of(other(2))), line(&idle), line(&json!({})), line(&of(other(3)))];
+        let mut split = split_of(&lines);
+        split.leave_out(&HashMap::from([(other(1), Doubt::Foreign), (other(2), Doubt::Unanswered)]));
+        assert_eq!(split.flights.iter().map(|report| report.drone_id).collect::<Vec<_>>(), [other(3)]);
+        assert_eq!(split.drones.len(), 2);
+        let fleet = [ReportOutcome::Stale, ReportOutcome::Accepted];
+        let answer = split.answer(Some(&fleet), Some(&[ReportOutcome::Accepted]));
+        assert_eq!((answer.accepted, answer.stale), (1, 1));
+        let rejected: Vec<_> =
+            answer.rejected.iter().map(|bad| (bad.line, bad.reason.as_str(), bad.retryable)).collect();
+        let (foreign, unanswered) = (UNKNOWN_DRONE_REASON, NOT_STORED_REASON);
+        assert_eq!(rejected, [(1, foreign, false), (2, unanswered, true), (3, foreign, false)]);
     }
 
     #[test]

@@ -61,7 +61,10 @@ pub(crate) fn view(record: &DeliveryRecord, parts: &Parts) -> DeliveryView {
         package.state = Some(known.state);
     }
     if let Some(drone) = view.drone.as_mut() {
-        let known = parts.drone.known().filter(|known| known.drone_id == drone.drone_id);
+        let known = parts.drone.known().filter(|known| {
+            let is_held_by_another = known.delivery_id.is_some_and(|holder| holder != record.delivery_id);
+            known.drone_id == drone.drone_id && !is_held_by_another
+        });
         drone.battery = known.map(|known| known.battery).or(last.map(|fix| fix.battery));
     }
     let missing = [
@@ -125,6 +128,24 @@ mod tests {
         let view = view(&record(Stage::Scheduled), &parts);
         assert_eq!((view.position, view.eta), (None, None));
         assert_eq!(view.drone.unwrap().battery, None);
+    }
+
+    #[test]
+    fn a_drone_that_flies_for_another_delivery_adds_nothing() {
+        let place = json!({"latitude": 1.0, "longitude": 1.0});
+        let airframe = json!({"payload_kg": 4.0, "range_m": 20000.0, "speed_mps": 20.0});
+        let mut drone: FleetDrone = serde_json::from_value(json!({
+            "drone_id": DRONE, "base_id": "north", "position": place, "battery": 0.7, "airframe": airframe,
+            "base_position": place, "status": "reserved", "delivery_id": DELIVERY,
+        }))
+        .unwrap();
+        let battery = |drone: &FleetDrone| {
+            let parts = Parts { drone: Part::Known(drone.clone()), ..Parts::NONE };
+            view(&record(Stage::Scheduled), &parts).drone.unwrap().battery
+        };
+        assert_eq!(battery(&drone), Some(0.7));
+        drone.delivery_id = Some(contracts::DeliveryId(uuid::Uuid::nil()));
+        assert_eq!(battery(&drone), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
     Gateway,
     request::{IDEMPOTENCY_KEY, ListQuery, Strict, User, idempotency_key},
 };
-use crate::aggregate::{readable, sees};
+use crate::aggregate::{judge, readable, sees};
 
 /// The saga's definition of a timeline whose steps are not kept any more.
 const STEPS_NOT_KEPT: u32 = 0;
@@ -56,6 +56,8 @@ pub(super) async fn create(
         request = request.header(IDEMPOTENCY_KEY, key);
     }
     let record: DeliveryRecord = delivery.fetch(request).await?;
+    // Judged like every answer: a key that somebody else has used, too, must not show what they asked for with it.
+    sees(&user, &record)?;
     let mut response = (StatusCode::ACCEPTED, Json(DeliveryView::from(&record))).into_response();
     if let Ok(location) = HeaderValue::try_from(format!("/api/deliveries/{}", record.delivery_id)) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -74,11 +76,11 @@ pub(super) async fn list(
     user: User,
     query: Result<Query<ListQuery>, ApiError>,
 ) -> Result<Json<Page<DeliveryView>>, ApiError> {
-    let me = user.customer()?;
+    user.customer()?;
     let path = format!("/deliveries{}", query?.0.passed_on()?);
     let delivery = &gateway.services.delivery;
     let page: Page<DeliveryRecord> = delivery.fetch(delivery.request_as(&user.token, Method::GET, &path)).await?;
-    let mine = page.items.iter().filter(|record| record.customer_id == *me);
+    let mine = page.items.iter().filter(|record| sees(&user, record).is_ok());
     Ok(Json(Page { items: mine.map(DeliveryView::from).collect(), next_cursor: page.next_cursor }))
 }
 
@@ -126,7 +128,7 @@ pub(super) async fn cancel(
     let found = delivery.fetch::<DeliveryRecord>(delivery.request_as(&user.token, Method::GET, &path)).await;
     let cancelled = match found {
         Ok(record) => {
-            user.sees(&Action::ChangeDelivery { owner: &record.customer_id })?;
+            judge(&user, &Action::ChangeDelivery { owner: &record.customer_id })?;
             delivery.fetch::<DeliveryRecord>(delivery.request_as(&user.token, Method::DELETE, &path)).await
         }
         Err(error) => Err(error),
@@ -165,12 +167,19 @@ pub(super) async fn timeline(
     let delivery = &gateway.services.delivery;
     let request = delivery.request_as(&user.token, Method::GET, &format!("/deliveries/{id}/timeline"));
     match delivery.fetch::<Timeline>(request).await {
-        Ok(timeline) => Ok(Json(timeline)),
+        Ok(timeline) => {
+            judge(&user, &Action::ReadDelivery { owner: &timeline.customer_id })?;
+            Ok(Json(timeline))
+        }
         Err(error) if error.refused_with() == Some(404) => {
             let record = gateway.services.finished(&user, id).await?;
-            let timeline =
-                Timeline { delivery_id: id, saga_definition: STEPS_NOT_KEPT, steps: vec![], stages: record.stages };
-            Ok(Json(timeline))
+            Ok(Json(Timeline {
+                delivery_id: id,
+                customer_id: record.customer_id,
+                saga_definition: STEPS_NOT_KEPT,
+                steps: vec![],
+                stages: record.stages,
+            }))
         }
         Err(error) => Err(error.into()),
     }

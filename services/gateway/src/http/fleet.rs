@@ -2,11 +2,11 @@
 
 use auth::{Action, Identity};
 use axum::{extract::State, http::StatusCode, response::Response};
-use chassis::{ApiError, Json, Path, Query, client::CALL_DEADLINE};
+use chassis::{ApiError, Json, Path, Query, auth::Caller, client::CALL_DEADLINE};
 use contracts::{
     BaseId, DroneId,
     api::{Page, Problem, RegisterDrone},
-    commands::FleetDrone,
+    commands::{DroneBase, FleetDrone},
 };
 use reqwest::Method;
 use serde::Deserialize;
@@ -17,6 +17,7 @@ use super::{
     request::{Strict, User, check_cursor, page_size, with_query},
     streams,
 };
+use crate::aggregate::judge;
 
 /// Which drones, and which page of them.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -61,7 +62,9 @@ pub(super) async fn list(
         [("base_id", base.map(BaseId::as_str)), ("cursor", query.cursor.as_deref()), ("limit", Some(limit.as_str()))];
     let fleet = &gateway.services.fleet;
     let request = fleet.request_as(&user.token, Method::GET, &with_query("/drones", &parameters));
-    Ok(Json(fleet.fetch(request).await?))
+    let mut page: Page<FleetDrone> = fleet.fetch(request).await?;
+    page.items.retain(|drone| sees_drone(&user, drone));
+    Ok(Json(page))
 }
 
 /// The drones, live: an array of all of them, then arrays of those that changed.
@@ -84,7 +87,7 @@ pub(super) async fn events(
     let Query(query) = query?;
     let base = visible_base(&user, query.base_id.as_ref())?;
     let path = with_query("/drones/events", &[("base_id", base.map(BaseId::as_str))]);
-    streams::pass_on(&gateway, &user, &gateway.services.fleet, path).await
+    streams::pass_on(&gateway, &user, &gateway.services.fleet, path, seen_by).await
 }
 
 /// Register a drone, or change what is registered of it.
@@ -94,6 +97,8 @@ pub(super) async fn events(
     request_body = RegisterDrone,
     responses(
         (status = 200, description = "Registered.", body = FleetDrone),
+        (status = 404, description = "It is another base's.", body = Problem,
+            content_type = "application/problem+json"),
         (status = 409, description = "It is reserved, and cannot move to another base now.", body = Problem,
             content_type = "application/problem+json"),
     )
@@ -110,11 +115,16 @@ pub(super) async fn register(
     if !faults.is_empty() {
         return Err(ApiError::invalid(faults));
     }
-    // Where the drone is based now, fleet knows, and asks the same question with it.
     user.may(&Action::RegisterDrone { base: &drone.base_id, current: None })?;
+    if let Some(known) = find(&gateway, drone_id).await? {
+        user.sees(&Action::RegisterDrone { base: &drone.base_id, current: Some(&known.base_id) })?;
+    }
     let fleet = &gateway.services.fleet;
     let request = fleet.request_as(&user.token, Method::PUT, &format!("/drones/{drone_id}")).json(&drone);
-    Ok(Json(fleet.fetch(request).await?))
+    let registered: FleetDrone = fleet.fetch(request).await?;
+    judge(&user, &Action::ReadFleet { base: Some(&registered.base_id) })?;
+    gateway.bases.remember(vec![DroneBase { drone_id: registered.drone_id, base_id: registered.base_id.clone() }]);
+    Ok(Json(registered))
 }
 
 /// Retire a drone for good. One that is in use fails, and its delivery gets another or is broken off.
@@ -123,7 +133,7 @@ pub(super) async fn register(
     params(("drone_id" = DroneId, Path, description = "The drone.")),
     responses(
         (status = 204, description = "Retired."),
-        (status = 404, description = "There is no such drone.", body = Problem,
+        (status = 404, description = "There is none, or it is another base's.", body = Problem,
             content_type = "application/problem+json"),
     )
 )]
@@ -133,10 +143,34 @@ pub(super) async fn retire(
     Path(drone_id): Path<DroneId>,
 ) -> Result<StatusCode, ApiError> {
     runs_drones(&user)?;
+    // Read first, and retired only if it is theirs: fleet asks the same, but what it let through would be done.
+    let drone = find(&gateway, drone_id).await?.ok_or_else(ApiError::not_found)?;
+    user.sees(&Action::RegisterDrone { base: &drone.base_id, current: Some(&drone.base_id) })?;
     let fleet = &gateway.services.fleet;
     let request = fleet.request_as(&user.token, Method::DELETE, &format!("/drones/{drone_id}"));
     fleet.send(request.timeout(CALL_DEADLINE)).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The drone as it stands, where there is one. Fleet is asked in the gateway's own name: it shows single drones to
+/// services alone.
+async fn find(gateway: &Gateway, drone_id: DroneId) -> Result<Option<FleetDrone>, ApiError> {
+    let fleet = &gateway.services.fleet;
+    match fleet.fetch(fleet.request(Method::GET, &format!("/drones/{drone_id}"))).await {
+        Ok(drone) => Ok(Some(drone)),
+        Err(error) if error.refused_with() == Some(404) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn sees_drone(caller: &Caller, drone: &FleetDrone) -> bool {
+    judge(caller, &Action::ReadFleet { base: Some(&drone.base_id) }).is_ok()
+}
+
+/// A message of the stream without the drones that the caller may not see.
+fn seen_by(caller: &Caller, mut drones: Vec<FleetDrone>) -> Option<Vec<FleetDrone>> {
+    drones.retain(|drone| sees_drone(caller, drone));
+    Some(drones)
 }
 
 /// 403 for a role that runs no drones, before its request is read.

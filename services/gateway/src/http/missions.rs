@@ -6,8 +6,9 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
-use chassis::{ApiError, Json};
+use chassis::{ApiError, Json, auth::Caller};
 use contracts::{
+    BaseId, DroneId,
     api::Problem,
     commands::{Mission, MissionUpdate},
 };
@@ -20,6 +21,7 @@ use super::{
     request::{User, wants_stream},
     streams,
 };
+use crate::aggregate::judge;
 
 /// The open missions of the caller.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -42,8 +44,26 @@ pub(super) async fn list(State(gateway): State<Gateway>, user: User, headers: He
     user.may(&Action::Fly)?;
     let tracking = &gateway.services.tracking;
     if wants_stream(&headers) {
-        return streams::pass_on(&gateway, &user, tracking, "/missions".to_owned()).await;
+        return streams::pass_on(&gateway, &user, tracking, "/missions".to_owned(), flown_by).await;
     }
-    let missions: Missions = tracking.fetch(tracking.request_as(&user.token, Method::GET, "/missions")).await?;
+    let mut missions: Missions = tracking.fetch(tracking.request_as(&user.token, Method::GET, "/missions")).await?;
+    missions.items.retain(|mission| flies(&user, mission.drone_id, &mission.base_id));
     Ok(Json(missions).into_response())
+}
+
+fn flies(caller: &Caller, drone: DroneId, base: &BaseId) -> bool {
+    judge(caller, &Action::SpeakForDrone { drone, base }).is_ok()
+}
+
+/// A message of the stream without the missions that others fly; none where it is of theirs alone.
+fn flown_by(caller: &Caller, mut update: MissionUpdate) -> Option<MissionUpdate> {
+    let told = match &mut update {
+        MissionUpdate::Snapshot { missions } => {
+            missions.retain(|mission| flies(caller, mission.drone_id, &mission.base_id));
+            true
+        }
+        MissionUpdate::Assigned { mission } => flies(caller, mission.drone_id, &mission.base_id),
+        MissionUpdate::Recalled { drone_id, base_id, .. } => flies(caller, *drone_id, base_id),
+    };
+    told.then_some(update)
 }

@@ -29,7 +29,7 @@ use messaging::EventLog;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, aggregate::Services};
+use crate::{Config, aggregate::Services, bases::Bases};
 
 pub use pages::openapi;
 
@@ -40,6 +40,7 @@ pub(crate) struct Gateway(Arc<Inner>);
 pub(crate) struct Inner {
     authenticator: Authenticator,
     services: Services,
+    bases: Bases,
     clock: Arc<dyn Clock>,
     log: Arc<dyn EventLog>,
     issuer: auth::DevIssuer,
@@ -57,6 +58,7 @@ impl Gateway {
         Ok(Self(Arc::new(Inner {
             authenticator: Authenticator::of(node),
             services: Services::new(node)?,
+            bases: Bases::default(),
             clock: node.clock.clone(),
             log: node.log.clone(),
             issuer: node.issuer.clone(),

@@ -2,12 +2,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use axum::{
-    body::Body,
-    extract::State,
-    http::header,
-    response::{IntoResponse, Response},
-};
+use auth::Action;
+use axum::{extract::State, response::Response};
 use chassis::{ApiError, Path, Peer, PeerError, auth::Caller};
 use contracts::{
     DeliveryId,
@@ -19,6 +15,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use reqwest::Method;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     Gateway,
@@ -26,9 +23,9 @@ use super::{
     request::User,
 };
 use crate::{
-    aggregate::{readable, sees},
+    aggregate::{judge, readable, sees},
     domain::view::{Part, Parts, view},
-    upstream::{Absent, Heard, RECONNECT, Source, follow},
+    upstream::{Absent, Heard, RECONNECT, Source, follow, messages},
 };
 
 /// Deliveries of which a stream remembers what it told, so as to tell nothing older, and to know which may have ended
@@ -116,22 +113,23 @@ pub(super) async fn mine(State(gateway): State<Gateway>, user: User) -> Result<R
     Ok(answer(&gateway, updates.take_until(ends), place))
 }
 
-/// Another service's stream of missions or drones as it is, until it, the caller's token or this service ends. Its
-/// watcher connects again.
-pub(super) async fn pass_on(
+/// Another service's stream of missions or drones, until it, the caller's token or this service ends; of each message
+/// what `own` leaves of it for the caller. Its watcher connects again.
+pub(super) async fn pass_on<T>(
     gateway: &Gateway,
     caller: &Caller,
     peer: &Peer,
     path: String,
-) -> Result<Response, ApiError> {
+    own: fn(&Caller, T) -> Option<T>,
+) -> Result<Response, ApiError>
+where
+    T: DeserializeOwned + Serialize + Send + 'static,
+{
     let place = gateway.places.take(Purpose::Flying, &caller.identity)?;
     let response = source(gateway, caller, peer, path, Absent::Ends).open().await?;
-    let chunks = response.bytes_stream().take_until(gateway.shutdown.clone().cancelled_owned());
-    let chunks = chunks.take_until(token_ends(gateway, caller));
-    let body = Body::from_stream(chunks.inspect(move |_| {
-        let _held_as_long_as_the_stream = &place;
-    }));
-    Ok(([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")], body).into_response())
+    let watcher = caller.clone();
+    let theirs = messages(response).filter_map(move |message| std::future::ready(own(&watcher, message)));
+    Ok(answer(gateway, theirs.take_until(token_ends(gateway, caller)), place))
 }
 
 /// Returns when the caller's token is good no more: nobody watches longer than they may ask.
@@ -144,7 +142,7 @@ fn source(gateway: &Gateway, caller: &Caller, peer: &Peer, path: String, absent:
     Source { peer: peer.clone(), token: caller.token.clone(), path, clock: gateway.clock.clone(), absent }
 }
 
-fn answer(gateway: &Gateway, updates: impl Stream<Item = LiveUpdate> + Send + 'static, place: Place) -> Response {
+fn answer<T: Serialize>(gateway: &Gateway, updates: impl Stream<Item = T> + Send + 'static, place: Place) -> Response {
     let held = updates.inspect(move |_| {
         let _held_as_long_as_the_stream = &place;
     });
@@ -251,6 +249,9 @@ impl Live {
             }
             Heard::Connected | Heard::Lost => return None,
         };
+        if judge(&self.caller, &Action::ReadDelivery { owner: &progress.customer_id }).is_err() {
+            return None;
+        }
         let attempt = self.last.as_ref().map(|record| record.attempt);
         parts.flight = Part::Known(progress.clone());
         // A flight that is ahead of its delivery is told with the delivery's next record.

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use auth::Action;
+use auth::{Action, Identity};
 use axum::{
     extract::{Request, State},
     http::StatusCode,
 };
 use chassis::{ApiError, Json, Peer, PeerError, extract::body_of};
 use contracts::{
+    DroneId,
     api::{MAX_TELEMETRY_LINES, TelemetryAnswer, TelemetryLine},
     commands::{Commands, Outcomes, ReportOutcome},
 };
@@ -50,6 +51,11 @@ pub(super) async fn report(
         error
     })?;
     let services = &gateway.services;
+    // What a drone says of itself is judged line by line; which drones are a base station's, only fleet knows.
+    if matches!(user.identity, Identity::BaseStation(_)) {
+        let drones: Vec<DroneId> = split.drones.iter().map(|report| report.drone_id).collect();
+        split.leave_out(&gateway.bases.doubts(&user.identity, &services.fleet, &drones).await);
+    }
     let (drones, flights) = (std::mem::take(&mut split.drones), std::mem::take(&mut split.flights));
     let (fleet, tracking) = tokio::join!(say(&services.fleet, &user, drones), say(&services.tracking, &user, flights));
     Ok(Json(split.answer(fleet?.as_deref(), tracking?.as_deref())))

@@ -74,6 +74,31 @@ pub(crate) fn package() -> Value {
     })
 }
 
+/// The timeline of [`record`].
+pub(crate) fn timeline() -> Value {
+    json!({"delivery_id": DELIVERY, "customer_id": "alice", "saga_definition": 1, "stages": [], "steps": [
+        {"step": "register_package", "attempt": 1, "outcome": "done", "at": "2026-01-01T00:00:01Z", "tries": 1}]})
+}
+
+/// The mission of [`record`], of a drone of some base.
+pub(crate) fn mission(base: &str) -> Value {
+    json!({
+        "delivery_id": DELIVERY, "drone_id": DRONE, "base_id": base, "attempt": 1,
+        "pickup": {"latitude": 48.85, "longitude": 2.35}, "dropoff": {"latitude": 48.86, "longitude": 2.34},
+        "weight_kg": 0.5, "confirmation": "none", "stage": "Scheduled",
+    })
+}
+
+/// The recall of [`mission`].
+pub(crate) fn recalled(base: &str) -> Value {
+    json!({"type": "recalled", "delivery_id": DELIVERY, "drone_id": DRONE, "base_id": base, "attempt": 1})
+}
+
+/// Where fleet says that [`DRONE`] is based.
+pub(crate) fn based_at(base: &str) -> Value {
+    json!([{"drone_id": DRONE, "base_id": base}])
+}
+
 /// `base` with each of the changes: a path with dots, and what to put there; null takes it away.
 pub(crate) fn spoilt(base: &Value, path: &str, value: Value) -> Value {
     let mut body = base.clone();

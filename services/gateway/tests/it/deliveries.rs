@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    bodies::{DELIVERY, DRONE, fleet_drone, flight, package, record, wish},
+    bodies::{DELIVERY, DRONE, fleet_drone, flight, package, record, spoilt, timeline, wish},
     stage::{Stage, json_of, problem_of},
 };
 use contracts::api::Role;
@@ -184,6 +184,7 @@ async fn a_foreign_delivery_is_answered_like_an_absent_one_byte_for_byte() {
     let foreign = Stage::new().await;
     in_flight(&foreign);
     foreign.peer("delivery").on(&format!("DELETE /deliveries/{DELIVERY}"), 200, record(DELIVERY, "Cancelled", 4));
+    foreign.peer("delivery").on(&format!("GET /deliveries/{DELIVERY}/timeline"), 200, timeline());
     let forgotten = Stage::new().await;
     forgotten.peer("lookup").on("POST /queries/delivery", 200, record(DELIVERY, "Completed", 9));
     for (method, path) in [(Method::GET, path()), (Method::DELETE, path()), (Method::GET, path() + "/timeline")] {
@@ -207,6 +208,37 @@ async fn a_foreign_delivery_is_answered_like_an_absent_one_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn a_timeline_that_does_not_say_whose_it_is_is_shown_to_nobody() {
+    let stage = Stage::new().await;
+    let unsaid = spoilt(&timeline(), "customer_id", Value::Null);
+    stage.peer("delivery").on(&format!("GET /deliveries/{DELIVERY}/timeline"), 200, unsaid);
+    assert_eq!(problem_of(stage.alice(Method::GET, &(path() + "/timeline"))).await.0, 503);
+}
+
+#[tokio::test]
+async fn foreign_parts_of_an_own_delivery_and_foreign_deliveries_among_the_own_are_left_out() {
+    let stage = Stage::new().await;
+    in_flight(&stage);
+    let flight = spoilt(&flight(48.855), "customer_id", json!("bob"));
+    let package = spoilt(&package(), "customer_id", json!("bob"));
+    stage.peer("tracking").on(&format!("GET /flights/{DELIVERY}"), 200, flight);
+    stage.peer("package").on(&format!("GET /packages/{DELIVERY}"), 200, package);
+    let (status, body) = json_of(stage.alice(Method::GET, &path())).await;
+    assert_eq!((status, &body["degraded"]), (200, &json!(["tracking", "package"])));
+    let shown = (&body["position"], &body["eta"], &body["package"]["state"]);
+    assert_eq!(shown, (&Value::Null, &Value::Null, &Value::Null));
+
+    let own = record(DELIVERY, "Scheduled", 2);
+    let foreign = spoilt(&own, "customer_id", json!("bob"));
+    stage.peer("delivery").on("GET /deliveries", 200, json!({"items": [foreign, own], "next_cursor": null}));
+    let (_, body) = json_of(stage.alice(Method::GET, "/api/deliveries")).await;
+    assert_eq!(body["items"].as_array().unwrap().len(), 1);
+    stage.peer("delivery").on("POST /deliveries", 202, foreign);
+    let response = stage.alice(Method::POST, "/api/deliveries").json(&wish()).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers().get("location")), (404, None));
+}
+
+#[tokio::test]
 async fn a_cancelled_delivery_is_answered_and_a_refusal_passed_on() {
     let stage = Stage::new().await;
     let (found, what) = (format!("GET /deliveries/{DELIVERY}"), format!("DELETE /deliveries/{DELIVERY}"));
@@ -227,16 +259,18 @@ async fn a_cancelled_delivery_is_answered_and_a_refusal_passed_on() {
 #[tokio::test]
 async fn the_timeline_comes_from_delivery_and_later_from_the_record() {
     let stage = Stage::new().await;
-    let timeline = json!({"delivery_id": DELIVERY, "saga_definition": 1, "stages": [], "steps": [
-        {"step": "register_package", "attempt": 1, "outcome": "done", "at": "2026-01-01T00:00:01Z", "tries": 1}]});
-    stage.peer("delivery").on(&format!("GET /deliveries/{DELIVERY}/timeline"), 200, timeline.clone());
-    let (status, body) = json_of(stage.alice(Method::GET, &(path() + "/timeline"))).await;
-    assert_eq!((status, body), (200, timeline));
+    stage.peer("delivery").on(&format!("GET /deliveries/{DELIVERY}/timeline"), 200, timeline());
+    for request in
+        [stage.alice(Method::GET, &(path() + "/timeline")), stage.operator(Method::GET, &(path() + "/timeline"))]
+    {
+        assert_eq!(json_of(request).await, (200, timeline()));
+    }
 
     let later = Stage::new().await;
     later.peer("history").on("POST /queries/delivery", 200, record(DELIVERY, "Completed", 9));
     let (status, body) = json_of(later.alice(Method::GET, &(path() + "/timeline"))).await;
     assert_eq!((status, &body["saga_definition"], &body["steps"]), (200, &json!(0), &json!([])));
+    assert_eq!(body["customer_id"], "alice");
     assert_eq!(body["stages"][0]["stage"], "Requested");
 }
 

@@ -18,7 +18,8 @@ fn item(stage: &Stage, days_ago: i64, source: &str) -> HistoryItem {
     let mut record: DeliveryRecord = serde_json::from_value(record(DELIVERY, "Completed", 9)).unwrap();
     record.delivery_id = DeliveryId(stage.world.clock.new_id());
     record.finished_at = Some(stage.world.clock.now() - Duration::days(days_ago));
-    HistoryItem { delivery: DeliveryView::from(&record), stages: record.stages, source: source.to_owned() }
+    let delivery = DeliveryView::from(&record);
+    HistoryItem { delivery, customer_id: record.customer_id, stages: record.stages, source: source.to_owned() }
 }
 
 fn page(items: &[HistoryItem], more: bool) -> Value {
@@ -93,4 +94,23 @@ async fn without_lookup_its_days_cannot_be_told_but_older_ones_can() {
     let (from, to) = (rfc3339(now - Duration::days(50)), rfc3339(now - Duration::days(31)));
     let (status, body) = json_of(stage.alice(Method::GET, &format!("/api/history?from={from}&to={to}"))).await;
     assert_eq!((status, body["items"].as_array().unwrap().len()), (200, 1));
+}
+
+#[tokio::test]
+async fn a_page_with_somebody_elses_delivery_is_not_shown() {
+    let stage = Stage::new().await;
+    let (own, mut foreign) = (item(&stage, 1, "lookup"), item(&stage, 2, "lookup"));
+    foreign.customer_id = "bob".parse().unwrap();
+    stage.peer("lookup").on("POST /queries/history", 200, page(&[own.clone(), foreign.clone()], false));
+    let (status, problem) = problem_of(stage.alice(Method::GET, "/api/history")).await;
+    assert_eq!(status, 503);
+    assert!(!format!("{problem:?}").contains(&foreign.delivery.id.to_string()), "{problem:?}");
+
+    // Of the lake's alike: what lookup has is a page of its own.
+    stage.peer("lookup").on("POST /queries/history", 200, page(std::slice::from_ref(&own), false));
+    stage.peer("history").on("POST /queries/history", 200, page(&[foreign], false));
+    let (status, body) = json_of(stage.alice(Method::GET, "/api/history")).await;
+    let items = body["items"].as_array().unwrap();
+    assert_eq!((status, items.len(), &items[0]["customer_id"]), (200, 1, &json!("alice")));
+    assert!(body["next_cursor"].is_string(), "the list goes on, when the lake answers with what is hers");
 }

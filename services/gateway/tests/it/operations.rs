@@ -90,7 +90,10 @@ async fn drones_are_listed_registered_and_retired() {
     let path = format!("/api/fleet/{DRONE}");
     stage.peer("fleet").on(&format!("PUT /drones/{DRONE}"), 200, fleet_drone());
     let (status, _) = json_of(stage.north(Method::PUT, &path).json(&drone())).await;
-    assert_eq!((status, &stage.peer("fleet").calls()[2].body), (200, &drone()));
+    let asked = stage.peer("fleet").calls();
+    assert_eq!(asked[2].what, format!("GET /drones/{DRONE}"), "whose it is, which is nobody's yet");
+    assert_eq!((status, &asked[3].body), (200, &drone()));
+    stage.peer("fleet").on(&format!("GET /drones/{DRONE}"), 200, fleet_drone());
     stage.peer("fleet").on(&format!("PUT /drones/{DRONE}"), 409, Value::Null);
     assert_eq!(problem_of(stage.operator(Method::PUT, &path).json(&drone())).await.0, 409);
     stage.peer("fleet").on(&format!("DELETE /drones/{DRONE}"), 204, Value::Null);

@@ -5,8 +5,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    bodies::{DELIVERY, DRONE, drone, fleet_drone, record, wish},
-    stage::Stage,
+    bodies::{DELIVERY, DRONE, drone, fleet_drone, mission, record, spoilt, timeline, wish},
+    stage::{Stage, json_of},
 };
 
 /// Method, path, body, and the status for: nobody, a customer (the owner), an operator, a drone, a base station (the
@@ -48,7 +48,6 @@ fn table() -> Vec<Row> {
 
 /// The services behind answer everything, so that every refusal is the gateway's own.
 fn willing(stage: &Stage) {
-    let timeline = json!({"delivery_id": DELIVERY, "saga_definition": 1, "steps": [], "stages": []});
     let list = json!({"items": [], "next_cursor": null});
     let over = record(DELIVERY, "Cancelled", 1);
     let delivery = stage.peer("delivery");
@@ -56,7 +55,7 @@ fn willing(stage: &Stage) {
     delivery.on("GET /deliveries", 200, list.clone());
     delivery.on(&format!("GET /deliveries/{DELIVERY}"), 200, over.clone());
     delivery.on(&format!("DELETE /deliveries/{DELIVERY}"), 200, over.clone());
-    delivery.on(&format!("GET /deliveries/{DELIVERY}/timeline"), 200, timeline);
+    delivery.on(&format!("GET /deliveries/{DELIVERY}/timeline"), 200, timeline());
     delivery.stream(&format!("GET /deliveries/{DELIVERY}/events"), &[over]);
     delivery.stream("GET /deliveries/events", &[]);
     delivery.on("GET /operations/sagas", 200, json!({"open": 0}));
@@ -67,6 +66,7 @@ fn willing(stage: &Stage) {
     let fleet = stage.peer("fleet");
     fleet.on("GET /drones", 200, list);
     fleet.stream("GET /drones/events", &[]);
+    fleet.on(&format!("GET /drones/{DRONE}"), 200, fleet_drone());
     fleet.on(&format!("PUT /drones/{DRONE}"), 200, fleet_drone());
     fleet.on(&format!("DELETE /drones/{DRONE}"), 204, Value::Null);
     fleet.on(&format!("POST /drones/{DRONE}/fail"), 200, fleet_drone());
@@ -124,6 +124,51 @@ async fn a_base_station_registers_only_its_own_drones() {
     let request = stage.as_role("south", Role::BaseStation, Method::PUT, &format!("/api/fleet/{DRONE}")).json(&drone());
     assert_eq!(request.send().await.unwrap().status(), 403);
     assert_eq!(stage.peer("fleet").calls(), []);
+}
+
+#[tokio::test]
+async fn a_drone_of_another_base_is_neither_retired_nor_taken_over_and_answered_like_none() {
+    let absent = Stage::new().await;
+    let foreign = Stage::new().await;
+    willing(&foreign);
+    let path = format!("/api/fleet/{DRONE}");
+    let as_south = |stage: &Stage, method: Method| stage.as_role("south", Role::BaseStation, method, &path);
+    let mut answers = Vec::new();
+    for stage in [&absent, &foreign] {
+        let response = as_south(stage, Method::DELETE).send().await.unwrap();
+        let mut headers = response.headers().clone();
+        headers.remove("date");
+        answers.push((response.status().as_u16(), headers, response.bytes().await.unwrap()));
+    }
+    assert_eq!(answers[0].0, 404);
+    assert_eq!(answers[0], answers[1]);
+    let here = spoilt(&drone(), "base_id", json!("south"));
+    let taken = as_south(&foreign, Method::PUT).json(&here).send().await.unwrap();
+    assert_eq!(taken.status(), 404);
+    let asked = [absent.calls(), foreign.calls()].concat();
+    assert!(asked.iter().all(|call| call.starts_with("fleet GET ")), "nothing is changed first: {asked:?}");
+    assert_eq!(foreign.operator(Method::DELETE, &path).send().await.unwrap().status(), 204);
+}
+
+#[tokio::test]
+async fn what_fleet_and_tracking_let_through_is_not_shown() {
+    let stage = Stage::new().await;
+    let foreign = spoilt(&fleet_drone(), "base_id", json!("south"));
+    let drones = json!({"items": [foreign, fleet_drone()], "next_cursor": null});
+    stage.peer("fleet").on("GET /drones", 200, drones.clone());
+    let (_, body) = json_of(stage.north(Method::GET, "/api/fleet")).await;
+    assert_eq!(body["items"], json!([fleet_drone()]));
+    assert_eq!(json_of(stage.operator(Method::GET, "/api/fleet")).await.1, drones, "an operator sees all");
+    stage.peer("fleet").on(&format!("PUT /drones/{DRONE}"), 200, foreign);
+    let registered = stage.north(Method::PUT, &format!("/api/fleet/{DRONE}")).json(&drone()).send().await.unwrap();
+    assert_eq!(registered.status(), 404);
+
+    stage.peer("tracking").on("GET /missions", 200, json!({"items": [mission("south"), mission("north")]}));
+    let (_, body) = json_of(stage.north(Method::GET, "/api/missions")).await;
+    assert_eq!(body["items"], json!([mission("north")]));
+    let other = "0198c5a0-0000-7000-8000-00000000000e";
+    let (_, body) = json_of(stage.as_role(other, Role::Drone, Method::GET, "/api/missions")).await;
+    assert_eq!(body["items"], json!([]));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use testkit::{ManualClock, World, until};
 use tokio::sync::broadcast;
 
 use crate::{
-    bodies::{DELIVERY, DRONE, fleet_drone, flight, package, record},
+    bodies::{DELIVERY, DRONE, fleet_drone, flight, mission, package, recalled, record, spoilt},
     stage::{Stage, event, problem_of},
 };
 
@@ -230,10 +230,40 @@ async fn the_fleets_and_the_missions_streams_are_passed_on() {
     let mut watcher = Watcher::new(request.send().await.unwrap());
     assert_eq!(watcher.next().await.unwrap()["type"], "snapshot");
     connected(&missions).await;
-    missions.send(event(&json!({"type": "recalled"}))).unwrap();
-    assert_eq!(watcher.next().await.unwrap()["type"], "recalled");
+    missions.send(event(&recalled("north"))).unwrap();
+    assert_eq!(watcher.next().await.unwrap(), recalled("north"));
     missions.send("close".to_owned()).unwrap();
     assert_eq!(watcher.next().await, None);
+}
+
+#[tokio::test]
+async fn what_is_another_bases_or_customers_is_left_out_of_every_stream() {
+    let stage = Stage::new().await;
+    let foreign = spoilt(&fleet_drone(), "base_id", json!("south"));
+    stage.peer("fleet").stream("GET /drones/events", &[json!([foreign, fleet_drone()])]);
+    let mut watcher = Watcher::new(stage.north(Method::GET, "/api/fleet/events").send().await.unwrap());
+    assert_eq!(watcher.next().await.unwrap(), json!([fleet_drone()]));
+    let mut watcher = Watcher::new(stage.operator(Method::GET, "/api/fleet/events").send().await.unwrap());
+    assert_eq!(watcher.next().await.unwrap(), json!([foreign, fleet_drone()]));
+
+    let assigned = |base: &str| json!({"type": "assigned", "mission": mission(base)});
+    let snapshot = json!({"type": "snapshot", "missions": [mission("south"), mission("north")]});
+    let told = [snapshot, assigned("south"), recalled("south"), assigned("north")];
+    stage.peer("tracking").stream("GET /missions", &told);
+    let request = stage.north(Method::GET, "/api/missions").header("accept", "text/event-stream");
+    let mut watcher = Watcher::new(request.send().await.unwrap());
+    assert_eq!(watcher.next().await.unwrap()["missions"], json!([mission("north")]));
+    assert_eq!(watcher.next().await.unwrap(), assigned("north"));
+
+    stage
+        .peer("delivery")
+        .stream(&format!("GET /deliveries/{DELIVERY}/events"), &[record(DELIVERY, "HeadedToPickup", 3)]);
+    let bobs = spoilt(&flight(1.0), "customer_id", json!("bob"));
+    stage.peer("tracking").stream(&format!("GET /flights/{DELIVERY}/events"), &[bobs, flight(48.851)]);
+    let response = stage.alice(Method::GET, &format!("/api/deliveries/{DELIVERY}/events")).send().await.unwrap();
+    let mut watcher = Watcher::new(response);
+    assert_eq!(watcher.next().await.unwrap()["type"], "delivery");
+    assert_eq!(watcher.next().await.unwrap()["progress"]["last"]["position"]["latitude"], 48.851);
 }
 
 #[tokio::test]

@@ -5,9 +5,24 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::{
-    bodies::{DELIVERY, DRONE},
-    stage::{Stage, json_of, problem_of},
+    bodies::{DELIVERY, DRONE, based_at},
+    stage::{Call, Stage, json_of, problem_of},
 };
+
+const BASES: &str = "POST /queries/bases";
+
+/// Everybody is there, and fleet knows the drone as north's.
+async fn with_drone(away: &[&str]) -> Stage {
+    let stage = Stage::without(away).await;
+    stage.peer("fleet").on(BASES, 200, based_at("north"));
+    stage
+}
+
+/// The reports that a stand-in was told.
+fn reports(stage: &Stage, peer: &str) -> Vec<Call> {
+    let calls = stage.peer(peer).calls().into_iter();
+    calls.filter(|call| call.what == "POST /commands/reports").collect()
+}
 
 fn line(stage: &Stage, change: &Value) -> Value {
     let mut line = json!({"drone_id": DRONE, "sequence": 7, "at": stage.world.clock.now(),
@@ -30,7 +45,7 @@ fn outcomes(outcomes: &[&str]) -> Value {
 
 #[tokio::test]
 async fn lines_are_split_between_fleet_and_tracking_with_the_callers_token() {
-    let stage = Stage::new().await;
+    let stage = with_drone(&[]).await;
     stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&["Accepted", "Accepted", "Stale"]));
     stage.peer("tracking").on("POST /commands/reports", 200, outcomes(&["Stale"]));
     let flying = json!({"delivery_id": DELIVERY, "attempt": 2, "stage": "HeadedToDropoff"});
@@ -42,10 +57,10 @@ async fn lines_are_split_between_fleet_and_tracking_with_the_callers_token() {
     assert_eq!(answer["rejected"][0]["line"], 4);
     assert!(answer["rejected"][0]["reason"].as_str().unwrap().starts_with("drone_id: "), "{answer}");
 
-    let of_fleet = &stage.peer("fleet").calls()[0];
+    let of_fleet = &reports(&stage, "fleet")[0];
     let failed: Vec<_> = of_fleet.body["commands"].as_array().unwrap().iter().map(|c| c["failed"].clone()).collect();
     assert_eq!(failed, [false, true, false]);
-    let of_tracking = &stage.peer("tracking").calls()[0];
+    let of_tracking = &reports(&stage, "tracking")[0];
     assert_eq!(of_tracking.body["commands"].as_array().unwrap().len(), 1);
     let report = &of_tracking.body["commands"][0];
     assert_eq!((&report["stage"], &report["attempt"]), (&json!("HeadedToDropoff"), &json!(2)));
@@ -58,7 +73,7 @@ async fn lines_are_split_between_fleet_and_tracking_with_the_callers_token() {
 
 #[tokio::test]
 async fn what_an_owner_did_not_store_may_be_sent_again() {
-    let stage = Stage::without(&["tracking"]).await;
+    let stage = with_drone(&["tracking"]).await;
     stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&["Accepted", "Unavailable", "Accepted"]));
     let flying = json!({"delivery_id": DELIVERY, "attempt": 1});
     let lines = [line(&stage, &flying), line(&stage, &json!({})), line(&stage, &json!({}))];
@@ -75,7 +90,7 @@ async fn what_an_owner_did_not_store_may_be_sent_again() {
 
 #[tokio::test]
 async fn faults_that_the_owners_find_name_a_field_and_tell_nothing_of_foreign_drones() {
-    let stage = Stage::new().await;
+    let stage = with_drone(&[]).await;
     let fault = |reason: &str| json!({"outcome": "Rejected", "reason": reason});
     stage.peer("fleet").on(
         "POST /commands/reports",
@@ -97,7 +112,7 @@ async fn faults_that_the_owners_find_name_a_field_and_tell_nothing_of_foreign_dr
 
 #[tokio::test]
 async fn a_full_request_fits_and_one_line_more_does_not() {
-    let stage = Stage::new().await;
+    let stage = with_drone(&[]).await;
     let accepted = vec!["Accepted"; 10_000];
     stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&accepted));
     stage.peer("tracking").on("POST /commands/reports", 200, outcomes(&accepted));
@@ -108,7 +123,53 @@ async fn a_full_request_fits_and_one_line_more_does_not() {
     lines.push(line(&stage, &flying));
     let (status, problem) = problem_of(send(&stage, &lines)).await;
     assert_eq!((status, problem.errors[0].field.as_str()), (413, "body"));
-    assert_eq!(stage.peer("fleet").calls().len(), 1);
+    assert_eq!(reports(&stage, "fleet").len(), 1);
+}
+
+#[tokio::test]
+async fn a_drone_of_another_base_is_not_reported_for_and_answered_like_none() {
+    let stage = Stage::new().await;
+    stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&["Accepted"]));
+    let lines = [line(&stage, &json!({"delivery_id": DELIVERY, "attempt": 1}))];
+    let mut answers = Vec::new();
+    for said in [based_at("south"), json!([])] {
+        stage.peer("fleet").on(BASES, 200, said);
+        answers.push(json_of(send(&stage, &lines)).await);
+    }
+    let reason = contracts::api::UNKNOWN_DRONE_REASON;
+    let rejected = json!([{"line": 1, "reason": reason, "retryable": false}]);
+    assert_eq!(answers[0], (200, json!({"accepted": 0, "stale": 0, "rejected": rejected})));
+    assert_eq!(answers[0], answers[1]);
+    let told = |stage: &Stage| ["fleet", "tracking"].map(|peer| reports(stage, peer).len());
+    assert_eq!(told(&stage), [0, 0]);
+
+    // Registered meanwhile: nobody's refusal is remembered.
+    stage.peer("fleet").on(BASES, 200, based_at("north"));
+    json_of(send(&stage, &lines)).await;
+    assert_eq!(told(&stage), [1, 1]);
+}
+
+#[tokio::test]
+async fn whose_drone_it_is_is_asked_once_and_reports_wait_where_nobody_says() {
+    let stage = Stage::new().await;
+    stage.peer("fleet").on("POST /commands/reports", 200, outcomes(&["Accepted"]));
+    stage.peer("fleet").on(BASES, 503, Value::Null);
+    let lines = [line(&stage, &json!({}))];
+    let (_, answer) = json_of(send(&stage, &lines)).await;
+    assert_eq!((&answer["accepted"], &answer["rejected"][0]["retryable"]), (&json!(0), &json!(true)));
+    assert_eq!(reports(&stage, "fleet"), []);
+
+    stage.peer("fleet").on(BASES, 200, based_at("north"));
+    assert_eq!(json_of(send(&stage, &lines)).await.1["accepted"], 1);
+    stage.peer("fleet").on(BASES, 503, Value::Null);
+    assert_eq!(json_of(send(&stage, &lines)).await.1["accepted"], 1);
+    let asked = stage.peer("fleet").calls().into_iter().filter(|call| call.what == BASES).collect::<Vec<_>>();
+    assert_eq!(asked.len(), 2);
+    for call in asked {
+        assert_eq!(call.body, json!({"ids": [DRONE]}));
+        let caller = stage.world.issuer.verifier().verify(&call.token, stage.world.clock.now()).unwrap().identity;
+        assert_eq!(caller.role(), Role::Service);
+    }
 }
 
 #[tokio::test]

@@ -104,7 +104,7 @@ impl Station {
         match update {
             MissionUpdate::Snapshot { missions } => self.take_snapshot(&missions),
             MissionUpdate::Assigned { mission } => self.assign(&mission),
-            MissionUpdate::Recalled { delivery_id, drone_id, attempt } => {
+            MissionUpdate::Recalled { delivery_id, drone_id, attempt, .. } => {
                 let Some(&index) = self.by_id.get(&drone_id) else { return };
                 let now_ms = self.now_ms();
                 let recalled = self.drones[index].recall(delivery_id, attempt, now_ms, &self.shared.rules);

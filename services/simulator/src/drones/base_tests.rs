@@ -65,6 +65,7 @@ fn mission(drone: u128, delivery: u128) -> Mission {
     Mission {
         delivery_id: DeliveryId(Uuid::from_u128(delivery)),
         drone_id: DroneId(Uuid::from_u128(drone)),
+        base_id: "base-01".parse().unwrap(),
         attempt: 1,
         pickup: Coordinate { latitude: 43.31, ..HOME },
         dropoff: Coordinate { latitude: 43.32, ..HOME },
@@ -187,6 +188,7 @@ fn a_mission_that_is_not_in_the_snapshot_is_over() {
     station.follow(MissionUpdate::Recalled {
         delivery_id: DeliveryId(Uuid::from_u128(12)),
         drone_id: DroneId(Uuid::from_u128(2)),
+        base_id: "base-01".parse().unwrap(),
         attempt: 1,
     });
     assert_eq!(station.shared.progress.missions.load(Relaxed), 0);

@@ -30,6 +30,7 @@ fn mission(attempt: u32) -> Mission {
     Mission {
         delivery_id: DeliveryId(Uuid::from_u128(5)),
         drone_id: DroneId(Uuid::from_u128(1)),
+        base_id: "base-01".parse().unwrap(),
         attempt,
         pickup: north_of_home(1_000.0),
         dropoff: north_of_home(3_000.0),

@@ -127,7 +127,8 @@ impl FakeGateway {
         let Some(drone) = known.drones.get_mut(&drone_id) else { return };
         drone.status = DroneStatus::Failed;
         drone.delivery_id = None;
-        self.tell(drone.base_id.as_str(), MissionUpdate::Recalled { delivery_id, drone_id, attempt: 1 });
+        let base_id = drone.base_id.clone();
+        self.tell(drone.base_id.as_str(), MissionUpdate::Recalled { delivery_id, drone_id, base_id, attempt: 1 });
     }
 
     fn report(&self, known: &mut Known, line: &TelemetryLine) -> bool {
@@ -168,6 +169,7 @@ fn mission(delivery: &Delivery, drone: &FleetDrone) -> Mission {
     Mission {
         delivery_id: delivery.id,
         drone_id: drone.drone_id,
+        base_id: drone.base_id.clone(),
         attempt: 1,
         pickup: delivery.order.pickup,
         dropoff: delivery.order.dropoff,

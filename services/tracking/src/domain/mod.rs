@@ -105,6 +105,7 @@ impl Flight {
         Some(Mission {
             delivery_id: self.delivery_id,
             drone_id: plan.drone_id,
+            base_id: plan.base_id.clone(),
             attempt: self.attempt,
             pickup: plan.pickup,
             dropoff: plan.dropoff,

@@ -217,6 +217,7 @@ async fn a_base_sees_its_missions_come_and_go() {
     service.open(1).await;
     let (status, body) = service.get(&service.base(), "/missions").await;
     assert_eq!((status, &body["items"][0]["delivery_id"]), (200, &json!(id(1))));
+    assert_eq!(body["items"][0]["base_id"], BASE);
     let mut updates = service.stream::<MissionUpdate>(&service.base(), "/missions").await;
     let MissionUpdate::Snapshot { missions } = updates.next().await.unwrap() else { panic!("no snapshot") };
     assert_eq!(missions.len(), 1);
@@ -227,7 +228,9 @@ async fn a_base_sees_its_missions_come_and_go() {
     // The feed's start, and a mission that was over before it was told, may each show as less than a line.
     loop {
         match updates.next().await.unwrap() {
-            MissionUpdate::Recalled { delivery_id, .. } => break assert_eq!(delivery_id, id(2)),
+            MissionUpdate::Recalled { delivery_id, base_id, .. } => {
+                break assert_eq!((delivery_id, base_id.as_str()), (id(2), BASE));
+            }
             MissionUpdate::Assigned { mission } => assert_eq!(mission.delivery_id, id(2)),
             MissionUpdate::Snapshot { missions } => {
                 if service.get(&service.base(), "/missions").await.1["items"] == json!(missions) {

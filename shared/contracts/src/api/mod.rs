@@ -306,6 +306,8 @@ pub struct StepEntry {
 pub struct Timeline {
     /// The delivery.
     pub delivery_id: DeliveryId,
+    /// Whose it is.
+    pub customer_id: CustomerId,
     /// The saga's definition that this delivery runs under.
     pub saga_definition: u32,
     /// The saga's steps, oldest first.
@@ -336,6 +338,8 @@ pub struct HistoryItem {
     /// The delivery, whole.
     #[serde(flatten)]
     pub delivery: DeliveryView,
+    /// Whose it is.
+    pub customer_id: CustomerId,
     /// Every stage, oldest first.
     pub stages: Vec<StageEntry>,
     /// Where it was found: lookup or lake.

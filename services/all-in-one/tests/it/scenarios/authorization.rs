@@ -178,6 +178,7 @@ async fn what_services_say_to_each_other_nobody_else_may_say() {
         ("package", Method::POST, "/commands/withdraw".to_owned()),
         ("fleet", Method::POST, "/commands/reserve".to_owned()),
         ("fleet", Method::POST, "/commands/release".to_owned()),
+        ("fleet", Method::POST, "/queries/bases".to_owned()),
         ("fleet", Method::GET, format!("/drones/{drone}")),
         ("tracking", Method::POST, "/commands/open-flight".to_owned()),
         ("tracking", Method::POST, "/commands/close-flight".to_owned()),
