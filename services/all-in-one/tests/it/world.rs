@@ -43,8 +43,9 @@ const QUIET_POLLS: usize = 5;
 /// The same on the real engines, whose outboxes are not looked into: a relay looks by itself every half second.
 const QUIET_POLLS_OF_REAL_STORES: usize = 20;
 
-/// How long that may take: the leases of a killed process end within ten seconds.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long that may take: the leases of a killed process end within ten seconds, and the lake notes within a minute, which
+/// no clock of ours shortens for other processes, that it has passed records that are no rows.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What each question puts the clock forward by, so that nobody waits for the lake's next commit.
 const QUIET_STEP: Duration = Duration::from_millis(500);
