@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{RowFault, at_most_after},
-    lake::{LakeError, Place, Row, Taken, Writer},
+    lake::{Flushed, LakeError, Place, Row, Taken, Writer},
 };
 
 /// The name under which events at fault are kept.
@@ -35,7 +35,7 @@ pub(crate) struct FlushLimits {
 
 /// Why a round ended without success; the next one starts from what the table says.
 #[derive(Debug, thiserror::Error)]
-enum RoundError {
+pub(crate) enum RoundError {
     #[error("the log failed")]
     Log(#[from] LogError),
     #[error("the lake failed")]
@@ -102,9 +102,9 @@ impl<R: Row> Subscriber<R> {
     }
 
     /// Aligns partitions that are new to this member, and forgets those that are not its any more.
-    async fn follow_assignment(&mut self, subscription: &mut dyn Subscription) -> Result<(), RoundError> {
+    pub(crate) async fn follow_assignment(&mut self, subscription: &mut dyn Subscription) -> Result<(), RoundError> {
         let assigned = subscription.assignment().await?;
-        let mut mine = HashSet::new();
+        let (mut mine, mut further) = (HashSet::new(), Vec::new());
         for at in assigned {
             let place = Place { topic: at.topic.as_str().into(), partition: at.partition };
             if !self.writer.knows(&place) {
@@ -113,14 +113,13 @@ impl<R: Row> Subscriber<R> {
                     seek(subscription, &place, start).await?;
                 }
                 if start > at.offset {
-                    // Whoever had it before could not say so any more.
-                    self.tell(subscription, &[Offset { offset: start, ..at }]).await?;
+                    further.push(Offset { offset: start, ..at });
                 }
             }
             mine.insert(place);
         }
         self.writer.keep_only(&mine);
-        Ok(())
+        self.tell(subscription, &further).await
     }
 
     async fn align(&mut self, place: &Place) -> Result<u64, RoundError> {
@@ -128,9 +127,14 @@ impl<R: Row> Subscriber<R> {
         Ok(self.writer.align(place.clone(), &topic_id).await?)
     }
 
-    async fn take(&mut self, subscription: &mut dyn Subscription, records: &[Delivered]) -> Result<(), RoundError> {
+    /// Takes records that were read, each for its row; what another member has passed is read past.
+    pub(crate) async fn take(
+        &mut self,
+        subscription: &mut dyn Subscription,
+        records: &[Delivered],
+    ) -> Result<(), RoundError> {
         // Partitions that were sent elsewhere: the rest of their records in this batch comes again.
-        let mut moved: HashSet<Place> = HashSet::new();
+        let (mut moved, mut further) = (HashSet::new(), Vec::new());
         for record in records {
             let place = Place { topic: record.topic.clone(), partition: record.partition };
             if moved.contains(&place) {
@@ -140,6 +144,9 @@ impl<R: Row> Subscriber<R> {
                 let start = self.align(&place).await?;
                 if start != record.offset {
                     seek(subscription, &place, start).await?;
+                    if start > record.offset {
+                        further.push(offset(&place, start));
+                    }
                     moved.insert(place);
                     continue;
                 }
@@ -153,7 +160,7 @@ impl<R: Row> Subscriber<R> {
             };
             self.writer.take(&place, record.offset, row);
         }
-        Ok(())
+        self.tell(subscription, &further).await
     }
 
     /// Keeps an event at fault where an operator finds it, before its offset is passed.
@@ -165,21 +172,27 @@ impl<R: Row> Subscriber<R> {
         dead_letters::publish(&*self.log, vec![letter]).await
     }
 
-    async fn flush(&mut self, subscription: &mut dyn Subscription) -> Result<(), RoundError> {
-        let flushed = self.writer.flush().await?;
-        for to in &flushed.moved {
+    /// Commits what was taken.
+    pub(crate) async fn flush(&mut self, subscription: &mut dyn Subscription) -> Result<(), RoundError> {
+        let Flushed { mut committed, moved, rows } = self.writer.flush().await?;
+        for to in &moved {
             let place = Place { topic: to.topic.as_str().into(), partition: to.partition };
             seek(subscription, &place, to.offset).await?;
         }
-        if flushed.committed.is_empty() {
-            return Ok(());
+        if !committed.is_empty() {
+            tracing::debug!(topic = self.topic.name(), rows, "committed to the lake");
         }
-        tracing::debug!(topic = self.topic.name(), rows = flushed.rows, "committed to the lake");
-        self.tell(subscription, &flushed.committed).await
+        committed.extend(moved);
+        self.tell(subscription, &committed).await
     }
 
-    /// The group's offset only tells others how far we are; the table's is the one that counts.
+    /// Tells the group how far the table is, also by what another member has committed: that one may have lost the
+    /// partition before it could say so, and without a further record nobody would. The table's offset is the one that
+    /// counts; the group's only informs.
     async fn tell(&self, subscription: &mut dyn Subscription, next: &[Offset]) -> Result<(), RoundError> {
+        if next.is_empty() {
+            return Ok(());
+        }
         match subscription.commit(next).await {
             Ok(()) | Err(LogError::Rebalanced) => Ok(()),
             Err(error) => Err(error.into()),
@@ -189,9 +202,12 @@ impl<R: Row> Subscriber<R> {
 
 /// A partition that is no longer this member's needs no seek: its new owner asks the table itself.
 async fn seek(subscription: &mut dyn Subscription, place: &Place, offset: u64) -> Result<(), LogError> {
-    let to = Offset { topic: place.topic.to_string(), partition: place.partition, offset };
-    match subscription.seek(&to).await {
+    match subscription.seek(&self::offset(place, offset)).await {
         Ok(()) | Err(LogError::Rebalanced) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+fn offset(place: &Place, offset: u64) -> Offset {
+    Offset { topic: place.topic.to_string(), partition: place.partition, offset }
 }

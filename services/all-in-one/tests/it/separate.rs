@@ -40,6 +40,7 @@ pub(crate) fn are_wanted() -> bool {
 }
 
 struct Replica {
+    service: &'static str,
     label: String,
     url: String,
     process: Child,
@@ -54,7 +55,7 @@ pub(crate) struct Separate {
 impl Separate {
     /// Starts them; logs and the issuer's key, which is there already, are in `folder`.
     pub(crate) async fn start(folder: &Path, stores: &Stores) -> Self {
-        let places: Vec<(&str, String, u16)> = REPLICAS
+        let places: Vec<(&'static str, String, u16)> = REPLICAS
             .iter()
             .flat_map(|(service, count)| (1..=*count).map(move |number| (*service, format!("{service}-{number}"))))
             .zip(free_ports())
@@ -69,7 +70,7 @@ impl Separate {
                 .env("LISTEN", format!("127.0.0.1:{port}"))
                 .spawn()
                 .unwrap_or_else(|error| panic!("{service} (cargo build --workspace makes it): {error}"));
-            Replica { label, url: format!("http://127.0.0.1:{port}"), process }
+            Replica { service, label, url: format!("http://127.0.0.1:{port}"), process }
         });
         let mut separate = Self { replicas: replicas.collect(), folder: folder.to_owned() };
         separate.until_live().await;
@@ -79,7 +80,7 @@ impl Separate {
     async fn until_live(&mut self) {
         let http = chassis::client::http_client().unwrap();
         let folder = &self.folder;
-        for Replica { label, url, process } in &mut self.replicas {
+        for Replica { label, url, process, .. } in &mut self.replicas {
             within(START, &format!("{label} to live"), async || {
                 if let Some(status) = process.try_wait().unwrap() {
                     panic!("{label} has ended with {status}:\n{}", said(folder, label));
@@ -94,7 +95,7 @@ impl Separate {
     pub(crate) fn peers(&self) -> Peers {
         let mut peers: HashMap<&'static str, String> = HashMap::new();
         for (service, _) in REPLICAS {
-            let replicas = self.replicas.iter().filter(|replica| replica.label.starts_with(service));
+            let replicas = self.replicas.iter().filter(|replica| replica.service == service);
             peers.insert(service, replicas.map(|replica| replica.url.as_str()).collect::<Vec<_>>().join("|"));
         }
         Peers(peers)

@@ -43,9 +43,12 @@ const QUIET_POLLS: usize = 5;
 /// The same on the real engines, whose outboxes are not looked into: a relay looks by itself every half second.
 const QUIET_POLLS_OF_REAL_STORES: usize = 20;
 
-/// How long that may take: the leases of a killed process end within ten seconds, and the lake notes within a minute, which
-/// no clock of ours shortens for other processes, that it has passed records that are no rows.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(120);
+/// How long that may take: the leases of a killed process end within ten seconds.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The same for separate processes, for which no clock of ours shortens the minute within which the lake notes that it has
+/// passed records that are no rows.
+const SETTLE_PATIENCE_OF_PROCESSES: Duration = Duration::from_secs(120);
 
 /// What each question puts the clock forward by, so that nobody waits for the lake's next commit.
 const QUIET_STEP: Duration = Duration::from_millis(500);
@@ -220,7 +223,8 @@ impl World {
     pub(crate) async fn settle(&self) {
         let operator = self.operator().await;
         let (mut quiet, mut told) = (0, String::new());
-        within(SETTLE_PATIENCE, "everything at rest", async || {
+        let patience = if self.has_replicas() { SETTLE_PATIENCE_OF_PROCESSES } else { SETTLE_PATIENCE };
+        within(patience, "everything at rest", async || {
             let open = operator.get("/api/operations/sagas").await.body["open"].clone();
             let lags = lags(&**self.log()).await;
             let at_rest =
@@ -232,7 +236,7 @@ impl World {
                 told = now;
             }
             quiet = if at_rest { quiet + 1 } else { 0 };
-            if open == 0 && !separate::are_wanted() {
+            if open == 0 && !self.has_replicas() {
                 self.clock.jump(QUIET_STEP);
             }
             let enough = if stores::are_real() { QUIET_POLLS_OF_REAL_STORES } else { QUIET_POLLS };
@@ -241,11 +245,18 @@ impl World {
         .await;
     }
 
+    /// Whether it is separate processes, some services twice: who joins a group may handle again what others have not
+    /// committed.
+    pub(crate) fn has_replicas(&self) -> bool {
+        matches!(self.running().serving, Serving::Separately(_))
+    }
+
     /// Lets time pass: in an instant where the system is in this process and hears this clock.
     pub(crate) async fn pass(&self, time: Duration) {
-        match self.running().serving {
-            Serving::InThisProcess { .. } => self.clock.jump(time),
-            Serving::Separately(_) => SystemClock.sleep(time).await,
+        if self.has_replicas() {
+            SystemClock.sleep(time).await;
+        } else {
+            self.clock.jump(time);
         }
     }
 

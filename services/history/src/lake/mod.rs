@@ -28,7 +28,7 @@ pub(crate) use schema::{Row, TableKind};
 pub(crate) use stores::Location;
 pub(crate) use table::Table;
 pub(crate) use vacuum::vacuum;
-pub(crate) use writer::{Place, Taken, Writer};
+pub(crate) use writer::{Flushed, Place, Taken, Writer};
 
 /// Why the lake did not do as asked.
 #[derive(Debug, thiserror::Error)]

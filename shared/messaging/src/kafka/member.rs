@@ -105,18 +105,20 @@ fn places(partitions: &TopicPartitionList) -> impl Iterator<Item = (String, i32)
     partitions.elements().into_iter().map(|element| (element.topic().to_owned(), element.partition()))
 }
 
-/// Whether an error means that the member is not in its group as it was: its partitions are somebody else's, or nobody's.
-pub(super) fn is_out(error: &KafkaError) -> bool {
+/// Whether an error says that the group is not, or is no longer, as the member knew it: to be asked again when it has
+/// settled, for what is this member's then.
+pub(super) fn is_rebalancing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         error.rdkafka_error_code(),
-        Some(Code::IllegalGeneration | Code::UnknownMemberId | Code::AssignmentLost | Code::FencedInstanceId)
+        Some(
+            Code::RebalanceInProgress
+                | Code::IllegalGeneration
+                | Code::UnknownMemberId
+                | Code::AssignmentLost
+                | Code::FencedInstanceId
+        )
     )
-}
-
-/// Whether an error says to ask again when the group has settled.
-pub(super) fn is_rebalancing(error: &KafkaError) -> bool {
-    error.rdkafka_error_code() == Some(RDKafkaErrorCode::RebalanceInProgress)
 }
 
 /// Whether an error says to ask again soon: a partition has just been made, or finds another leader.

@@ -19,7 +19,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use super::{
     ANSWER,
-    member::{self, Change, Member, Queue, is_moving, is_out, is_rebalancing},
+    member::{self, Change, Member, Queue, is_moving, is_rebalancing},
     names::Names,
     record,
     topics::Topics,
@@ -309,15 +309,19 @@ impl KafkaSubscription {
             };
             let kept: Vec<_> = pending.iter().filter(mine).map(|(_, offset)| place(offset)).collect();
             let lost = kept.len() < pending.len();
+            // Where all is lost, another member may have it before this one hears that it was taken.
+            if kept.is_empty() && lost || self.member()?.assignment_lost() {
+                return Err(LogError::Rebalanced);
+            }
             if kept.is_empty() {
-                return if lost { Err(LogError::Rebalanced) } else { Ok(()) };
+                return Ok(());
             }
             let list = self.list(&kept).map_err(LogError::unavailable)?;
             let job = move |member: &Member| member.commit(&list, CommitMode::Sync).map(|()| list);
             match self.job(job).await? {
                 Ok(_) if lost => return Err(LogError::Rebalanced),
                 Ok(_) => return Ok(()),
-                Err(error) if is_out(&error) || is_rebalancing(&error) || is_moving(&error) => self.pause().await?,
+                Err(error) if is_rebalancing(&error) || is_moving(&error) => self.pause().await?,
                 Err(error) => return Err(LogError::unavailable(error)),
             }
         }

@@ -146,6 +146,29 @@ on_every_log! {
     a_running_consumer_joins_its_redrives_group_now_and_then
     an_unavailable_store_is_asked_without_end_and_its_partition_waits_in_order
     what_was_not_committed_is_handled_again_by_the_next_one
+    what_is_handled_while_members_come_and_go_is_committed_without_another_record
+}
+
+/// Keys of every partition.
+const MANY_KEYS: u64 = 32;
+
+async fn what_is_handled_while_members_come_and_go_is_committed_without_another_record(subject: Subject) {
+    let recorder = Recorder::default();
+    let stays = Running::start(&subject.log, &recorder);
+    let mut last = 0;
+    for _ in 0..3 {
+        let comes_and_goes = Running::start(&subject.log, &recorder);
+        for _ in 0..5 {
+            last += 1;
+            let records = (0..MANY_KEYS).map(|key| fleet_event(&format!("key {key}"), last)).collect();
+            subject.log.publish(records).await.unwrap();
+        }
+        until_caught_up(&*subject.log).await;
+        comes_and_goes.stop().await;
+        until_caught_up(&*subject.log).await;
+    }
+    assert!((0..MANY_KEYS).all(|key| recorder.effect(&format!("key {key}")) == Some(last)));
+    stays.stop().await;
 }
 
 async fn an_event_at_fault_goes_to_the_dead_letters_after_three_tries_and_holds_nobody_up(subject: Subject) {

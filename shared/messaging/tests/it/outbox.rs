@@ -428,20 +428,24 @@ async fn a_relay_whose_clock_was_set_back_reads_nothing_that_another_has_leased(
     tasks.spawn(relay.run(CancellationToken::new()));
     store.commit(&["a"], 0..5).await;
     store.until_empty().await;
-    own.set_back(Duration::from_secs(3_600));
-    // By everybody else's time its lease is over.
+    // By everybody else's time its lease is over. It has not heard of that, since its own time stands still.
     let later = now + LEASE_OVER;
     let taken = store.outbox.lease("other", later, later + LEASE_OVER).await.unwrap();
     assert!(!taken.is_empty());
-    store.commit(&["a"], 5..9).await;
-    // It pauses after each turn, and has had some since.
+    own.set_back(Duration::from_secs(3_600));
+    // It pauses after each turn: after the first pause, every turn has begun with the clock as it is now.
     let pauses_so_far = || pauses.asked_ms.lock().unwrap().len();
-    let before = pauses_so_far();
-    until("some turns", || async {
-        store.signal.wake();
-        (pauses_so_far() >= before + 3).then_some(())
-    })
-    .await;
+    let some_turns = async || {
+        let before = pauses_so_far();
+        until("some turns", || async {
+            store.signal.wake();
+            (pauses_so_far() >= before + 3).then_some(())
+        })
+        .await;
+    };
+    some_turns().await;
+    store.commit(&["a"], 5..9).await;
+    some_turns().await;
     assert_eq!(store.outbox.backlog().await.unwrap(), 4, "they are another's");
     store.outbox.lease("other", later, Timestamp::UNIX_EPOCH).await.unwrap();
     until("the buckets are its again", || async {

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use contracts::{Clock, SystemClock, events::Topic};
+use contracts::{
+    Clock, SystemClock,
+    events::{DeliveryRecord, Topic},
+};
 use futures::StreamExt;
 use object_store::path::Path;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -29,6 +32,8 @@ on_each_store! {
     offsets_without_rows_are_committed_now_and_then,
     records_that_the_log_no_longer_has_are_passed_over_only_after_an_alignment,
     shuffled_and_doubled_events_are_each_one_row,
+    what_another_member_has_committed_is_told_to_the_group_at_the_flush,
+    what_another_member_has_committed_is_told_to_the_group_when_it_is_read_again,
     members_come_and_go_and_are_killed_and_each_row_is_there_once,
     an_event_at_fault_goes_to_the_dead_letters_and_stops_nobody,
     positions_are_told_apart_by_attempt_and_sequence,
@@ -238,6 +243,56 @@ async fn shuffled_and_doubled_events_are_each_one_row(bench: Bench) {
     until_rows(&bench, 300).await;
     shutdown.cancel();
     tasks.join_all().await;
+    bench.assert_holds(&records).await;
+}
+
+/// A member that has read `records` of a topic that is new to it.
+async fn reader_of(
+    bench: &Bench,
+    records: &[DeliveryRecord],
+) -> (Subscriber<DeliveryRow>, Box<dyn messaging::Subscription>) {
+    let mut member = member::<DeliveryRow>(bench, Topic::Delivery, CancellationToken::new()).await;
+    let mut subscription = bench.subscribe("history").await;
+    member.follow_assignment(subscription.as_mut()).await.unwrap();
+    bench.publish(records).await;
+    while member.writer.rows() < records.len() {
+        let read = subscription.next(100).await.unwrap();
+        member.take(subscription.as_mut(), &read).await.unwrap();
+    }
+    (member, subscription)
+}
+
+async fn lag_of_history(bench: &Bench) -> u64 {
+    bench.log.lag().await.unwrap().iter().filter(|lag| lag.group == "history").map(messaging::GroupLag::lag).sum()
+}
+
+async fn what_another_member_has_committed_is_told_to_the_group_at_the_flush(bench: Bench) {
+    let records = some(20, at(1, 8));
+    let (mut member, mut subscription) = reader_of(&bench, &records).await;
+    let mut other = bench.writer().await;
+    bench.read_all(&mut other, "other").await;
+    other.flush().await.unwrap();
+
+    assert_eq!(lag_of_history(&bench).await, 20);
+    member.flush(subscription.as_mut()).await.unwrap();
+    assert_eq!(lag_of_history(&bench).await, 0);
+    bench.assert_holds(&records).await;
+}
+
+async fn what_another_member_has_committed_is_told_to_the_group_when_it_is_read_again(bench: Bench) {
+    let records = some(20, at(1, 8));
+    let (mut member, subscription) = reader_of(&bench, &records).await;
+    // Its partitions are taken before it could say what it has committed, and come back.
+    member.writer.flush().await.unwrap();
+    drop(subscription);
+    let mut subscription = bench.subscribe("history").await;
+
+    while lag_of_history(&bench).await > 0 {
+        let read =
+            tokio::time::timeout(PATIENCE, subscription.next(100)).await.expect("a lag without records").unwrap();
+        member.take(subscription.as_mut(), &read).await.unwrap();
+    }
+    assert_eq!(member.writer.rows(), 0, "what the table has is not read again");
     bench.assert_holds(&records).await;
 }
 
