@@ -21,7 +21,8 @@ pub(crate) const DEAD_LETTER_GROUP: &str = "history";
 const MAX_READ: usize = 1_024;
 /// Pause before something that failed is tried again: a store that comes back is noticed within a second.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often an idle member looks whether it was given other partitions.
+/// How often an idle member looks whether it was given other partitions, or has passed records that it did not commit
+/// because they are no rows.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// When what was read is committed.
@@ -94,7 +95,8 @@ impl<R: Row> Subscriber<R> {
                 flush_at.get_or_insert(self.clock.now() + self.limits.interval);
                 self.take(subscription.as_mut(), &records).await?;
             }
-            if self.writer.rows() >= self.limits.rows || flush_at.is_some_and(|at| self.clock.now() >= at) {
+            let is_time = flush_at.is_some_and(|at| self.clock.now() >= at);
+            if is_time || self.writer.rows() >= self.limits.rows || self.writer.offsets_are_due() {
                 self.flush(subscription.as_mut()).await?;
                 flush_at = None;
             }

@@ -126,6 +126,11 @@ impl<R: Row> Writer<R> {
         self.buffers.values().map(|buffer| buffer.rows.len()).sum()
     }
 
+    /// Whether it is time to commit what was read, although nothing of it may be a row.
+    pub(crate) fn offsets_are_due(&self) -> bool {
+        self.offsets_are_old() && self.buffers.values().any(|buffer| buffer.next > buffer.start)
+    }
+
     /// Commits what was read.
     pub(crate) async fn flush(&mut self) -> Result<Flushed, LakeError> {
         let mut moved = Vec::new();
@@ -160,7 +165,7 @@ impl<R: Row> Writer<R> {
                 dates.entry(row.date()).or_default().push(row.clone());
             }
         }
-        if dates.is_empty() && !self.offsets_are_due() {
+        if dates.is_empty() && !self.offsets_are_old() {
             offsets.clear();
         }
         let mut files = Vec::new();
@@ -227,7 +232,7 @@ impl<R: Row> Writer<R> {
         Ok(moved)
     }
 
-    fn offsets_are_due(&self) -> bool {
+    fn offsets_are_old(&self) -> bool {
         is_outdated(self.committed_at, OFFSETS_ONLY_INTERVAL, self.table.clock().now())
     }
 

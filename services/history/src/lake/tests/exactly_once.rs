@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use contracts::{
     Clock, SystemClock,
-    events::{DeliveryRecord, Topic},
+    events::{CloudEvent, DeliveryRecord, Topic},
 };
 use futures::StreamExt;
 use object_store::path::Path;
@@ -36,6 +36,7 @@ on_each_store! {
     what_another_member_has_committed_is_told_to_the_group_when_it_is_read_again,
     members_come_and_go_and_are_killed_and_each_row_is_there_once,
     an_event_at_fault_goes_to_the_dead_letters_and_stops_nobody,
+    an_idle_member_tells_that_it_has_passed_what_is_no_row,
     positions_are_told_apart_by_attempt_and_sequence,
 }
 
@@ -320,11 +321,37 @@ async fn members_come_and_go_and_are_killed_and_each_row_is_there_once(bench: Be
     bench.assert_holds(&records).await;
 }
 
+fn poison() -> CloudEvent {
+    let mut poison = delivery_event(&some(1, at(1, 8))[0]).encode();
+    poison.data = b"{\"no\":1}".to_vec();
+    poison
+}
+
+async fn an_idle_member_tells_that_it_has_passed_what_is_no_row(bench: Bench) {
+    let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
+    let table = bench.table().await;
+    let clock = bench.clock.clone();
+    let member = member::<DeliveryRow>(&bench, Topic::Delivery, shutdown.clone()).await;
+    let member = Subscriber { writer: Writer::new(table, Arc::default()), clock: clock.clone(), ..member };
+    tasks.spawn(member.run());
+    bench.log.publish(vec![poison()]).await.unwrap();
+    let waiting = async {
+        while messaging::dead_letters::peek(bench.log.as_ref(), "history", 1).await.unwrap().is_empty() {
+            SystemClock.sleep(Duration::from_millis(20)).await;
+        }
+        while lag_of_history(&bench).await > 0 {
+            clock.advance(chrono::Duration::seconds(1));
+            SystemClock.sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("a lag without end");
+    shutdown.cancel();
+    tasks.join_all().await;
+}
+
 async fn an_event_at_fault_goes_to_the_dead_letters_and_stops_nobody(bench: Bench) {
     let records = some(3, at(1, 8));
-    let mut poison = delivery_event(&records[0]).encode();
-    poison.data = b"{\"no\":1}".to_vec();
-    bench.log.publish(vec![poison]).await.unwrap();
+    bench.log.publish(vec![poison()]).await.unwrap();
     bench.publish(&records).await;
     let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
     tasks.spawn(member::<DeliveryRow>(&bench, Topic::Delivery, shutdown.clone()).await.run());
