@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// A fifth of the processor time went to the C library's allocator, whose arenas suit many threads badly.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     all_in_one::main()
 }

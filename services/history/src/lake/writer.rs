@@ -126,9 +126,10 @@ impl<R: Row> Writer<R> {
         self.buffers.values().map(|buffer| buffer.rows.len()).sum()
     }
 
-    /// Whether it is time to commit what was read, although nothing of it may be a row.
+    /// Whether it is time to commit what was read, although nothing of it is a row.
     pub(crate) fn offsets_are_due(&self) -> bool {
-        self.offsets_are_old() && self.buffers.values().any(|buffer| buffer.next > buffer.start)
+        let passed = || self.buffers.values().any(|buffer| buffer.next > buffer.start);
+        self.rows() == 0 && self.offsets_are_old() && passed()
     }
 
     /// Commits what was read.

@@ -1,11 +1,15 @@
-//! One connection to a Redis server or cluster, shared by all: deadlines, pipelines, scripts, and how far a write has come.
+//! The connection to a Redis server or cluster, shared by all: deadlines, pipelines, scripts, and how far a write has come.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
+use futures::future::try_join_all;
 use redis::{
     Client, Cmd, FromRedisValue, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, RedisError, RedisResult,
     ServerErrorKind, Value,
@@ -13,6 +17,7 @@ use redis::{
     cluster::ClusterClientBuilder,
     cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo},
     cmd,
+    io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 
 use super::{
@@ -25,6 +30,13 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How long an answer may take: far above any batch, below what callers of the service wait.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long the other end may be silent, to a probe or to what was sent, until the system closes the connection: on a
+/// route that was lost nobody else would, and every request would wait for its deadline.
+const SILENCE: Duration = Duration::from_secs(4);
+
+/// The pause between two probes of a connection on which nothing happens.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// How long the connection waits between two tries at most: a restart is noticed within that time.
 const LONGEST_RECONNECT: Duration = Duration::from_millis(500);
@@ -44,6 +56,10 @@ const REPLICAS: u32 = 1;
 
 /// Commands that wait for their turn on a connection: a batch sends one for each bucket, and two batches may be under way.
 const QUEUE: usize = 512;
+
+/// Connections to a server for writes whose replicas nobody waits for. It reads some kilobytes from each in a round, and
+/// syncs its append-only file once for all of them: with more of them a round holds more, and with too many it is long.
+const ASIDE: usize = 4;
 
 /// Why no replica has a write.
 #[derive(Debug, thiserror::Error)]
@@ -89,11 +105,52 @@ impl Address {
 }
 
 enum Link {
-    Server(ConnectionManager),
+    Server(Box<Server>),
     Cluster(Box<Cluster>),
 }
 
-/// A connection that mends itself.
+fn tcp() -> TcpSettings {
+    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE);
+    // Nothing waits for the answer to what was written before: what belongs together is written together already.
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(SILENCE);
+    settings
+}
+
+/// Connections to one server.
+struct Server {
+    main: ConnectionManager,
+    aside: Vec<ConnectionManager>,
+    /// Which of those aside is next.
+    turn: AtomicUsize,
+}
+
+impl Server {
+    async fn open(
+        client: Client,
+        heard: impl Fn(PushInfo) -> Result<(), std::convert::Infallible> + Send + Sync + 'static,
+    ) -> RedisResult<Self> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT_DEADLINE))
+            .set_response_timeout(Some(ANSWER_DEADLINE))
+            .set_max_delay(LONGEST_RECONNECT)
+            .set_pipeline_buffer_size(QUEUE);
+        let mut aside = Vec::with_capacity(ASIDE);
+        for _ in 0..ASIDE {
+            aside.push(ConnectionManager::new_with_config(client.clone(), config.clone()).await?);
+        }
+        let hearing = config.set_push_sender(heard).set_automatic_resubscription();
+        let main = ConnectionManager::new_with_config(client, hearing).await?;
+        Ok(Self { main, aside, turn: AtomicUsize::new(0) })
+    }
+
+    fn aside(&self) -> ConnectionManager {
+        self.aside[self.turn.fetch_add(1, Ordering::Relaxed) % ASIDE].clone()
+    }
+}
+
+/// A connection that mends itself: to a server several, to a cluster one to each node.
 pub(super) struct Connection {
     link: Link,
     /// When the replicas were last counted, and whether there were any.
@@ -109,6 +166,7 @@ impl Connection {
         let link = if address.cluster {
             let client = ClusterClientBuilder::new(address.nodes.iter().map(String::as_str))
                 .use_protocol(ProtocolVersion::RESP3)
+                .tcp_settings(tcp())
                 .retries(CLUSTER_RETRIES)
                 .connection_timeout(CONNECT_DEADLINE)
                 .response_timeout(ANSWER_DEADLINE)
@@ -119,17 +177,9 @@ impl Connection {
         } else {
             let server = address.nodes[0].as_str().into_connection_info()?;
             let speak = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-            let config = ConnectionManagerConfig::new()
-                .set_connection_timeout(Some(CONNECT_DEADLINE))
-                .set_response_timeout(Some(ANSWER_DEADLINE))
-                .set_max_delay(LONGEST_RECONNECT)
-                .set_pipeline_buffer_size(QUEUE)
-                .set_push_sender(heard)
-                .set_automatic_resubscription();
-            let client = Client::open(server.set_redis_settings(speak))?;
-            Link::Server(
-                ConnectionManager::new_with_config(client, config).await.context("the server does not answer")?,
-            )
+            let client = Client::open(server.set_redis_settings(speak).set_tcp_settings(tcp()))?;
+            let server = Server::open(client, heard).await.context("the server does not answer")?;
+            Link::Server(Box::new(server))
         };
         let connection = Self { link, replicas: Mutex::new(None) };
         connection.refuse_a_forgetful_store().await?;
@@ -144,10 +194,19 @@ impl Connection {
         }
     }
 
+    /// Answers once each connection aside does.
+    pub(super) async fn ping_aside(&self) -> RedisResult<()> {
+        if let Link::Server(server) = &self.link {
+            let asked = server.aside.iter().map(async |link| cmd("PING").exec_async(&mut link.clone()).await);
+            try_join_all(asked).await?;
+        }
+        Ok(())
+    }
+
     /// Listens on these channels for ever, also after the connection was lost.
     pub(super) async fn listen(&self, channels: &[String]) -> RedisResult<()> {
         match &self.link {
-            Link::Server(link) => link.clone().subscribe(channels).await,
+            Link::Server(server) => server.main.clone().subscribe(channels).await,
             Link::Cluster(cluster) => cluster.listen(channels).await,
         }
     }
@@ -155,7 +214,7 @@ impl Connection {
     /// One command about one key.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
         match &self.link {
-            Link::Server(link) => command.query_async(&mut link.clone()).await,
+            Link::Server(server) => command.query_async(&mut server.main.clone()).await,
             Link::Cluster(cluster) => cluster.with(async |mut link| command.query_async(&mut link).await).await,
         }
     }
@@ -163,20 +222,36 @@ impl Connection {
     /// Commands about keys of one bucket, in one go.
     pub(super) async fn pipe<T: FromRedisValue>(&self, commands: &Pipeline) -> RedisResult<T> {
         match &self.link {
-            Link::Server(link) => commands.query_async(&mut link.clone()).await,
+            Link::Server(server) => commands.query_async(&mut server.main.clone()).await,
             Link::Cluster(cluster) => cluster.with(async |mut link| commands.query_async(&mut link).await).await,
+        }
+    }
+
+    /// One command about one key, whose write [`Self::replicated`] does not know of.
+    async fn ask_aside<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        match &self.link {
+            Link::Server(server) => command.query_async(&mut server.aside()).await,
+            Link::Cluster(_) => self.ask(command).await,
         }
     }
 
     /// Runs a script; a server that does not know it yet is given it.
     pub(super) async fn run<T: FromRedisValue>(&self, script: &Script, call: &Call) -> RedisResult<T> {
         match self.ask(&script.by_name(call)).await {
-            Err(error) if error.kind() == ServerErrorKind::NoScript.into() => self.ask(&script.in_full(call)).await,
+            Err(error) if is_unknown_script(&error) => self.ask(&script.in_full(call)).await,
             result => result,
         }
     }
 
-    /// Answers once a replica of every primary that has any has all that was written on this connection.
+    /// The same for a write that [`Self::replicated`] need not know of: it keeps nobody waiting who wants to know.
+    pub(super) async fn run_aside<T: FromRedisValue>(&self, script: &Script, call: &Call) -> RedisResult<T> {
+        match self.ask_aside(&script.by_name(call)).await {
+            Err(error) if is_unknown_script(&error) => self.ask_aside(&script.in_full(call)).await,
+            result => result,
+        }
+    }
+
+    /// Answers once a replica of every primary that has any has all that was written here, but for what was run aside.
     pub(super) async fn replicated(&self) -> Result<(), NotReplicated> {
         if !self.has_replicas().await? {
             return Ok(());
@@ -214,7 +289,9 @@ impl Connection {
     /// Asks every primary; the answers by node.
     async fn everywhere<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<Vec<(String, T)>> {
         match &self.link {
-            Link::Server(link) => Ok(vec![("the server".to_owned(), command.query_async(&mut link.clone()).await?)]),
+            Link::Server(server) => {
+                Ok(vec![("the server".to_owned(), command.query_async(&mut server.main.clone()).await?)])
+            }
             Link::Cluster(cluster) => {
                 let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
                 let asked = cluster.with(async |mut link| link.route_command(command.clone(), all).await);
@@ -257,6 +334,10 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == ServerErrorKind::NoScript.into()
 }
 
 /// The replicas of a primary that follow it: one that is still being given everything acknowledges nothing yet.

@@ -188,7 +188,7 @@ fn line((id, fields): Entry) -> Result<(u64, MissionNote), Unavailable> {
 impl Store for RedisStore {
     async fn ping(&self) -> Result<(), Unavailable> {
         self.of_every_bucket::<u64>(|bucket| cmd("EXISTS").arg(self.shared.keys.counts(bucket)).take()).await?;
-        Ok(())
+        Ok(self.shared.connection.ping_aside().await?)
     }
 
     async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Flight>, Unavailable> {
@@ -324,10 +324,10 @@ impl Store for RedisStore {
             if ids.is_empty() {
                 continue;
             }
-            let mut call = Call::default();
-            call.key(self.shared.keys.closed(bucket)).arg(before);
+            let mut call = Call::new();
+            call.key(&self.shared.keys.closed(bucket)).key(&self.shared.keys.positions(bucket)).arg(before);
             for id in ids {
-                call.key(self.shared.keys.flight(id_of(&id)?)).arg(id);
+                call.key(&self.shared.keys.flight(id_of(&id)?)).arg(id);
             }
             forgotten += self.shared.connection.run::<u64>(&self.forget, &call).await?;
             if forgotten >= u64::from(limit) {

@@ -95,8 +95,8 @@ impl OutboxSource for RedisOutbox {
                 None => Leases::free(BUCKETS),
             };
             let held = leases.renew(owner, now, until);
-            let mut call = Call::default();
-            call.key(key.clone()).arg(revision.unwrap_or(0)).arg(serde_json::to_string(&leases).map_err(unavailable)?);
+            let mut call = Call::new();
+            call.key(&key).arg(revision.unwrap_or(0)).arg(serde_json::to_string(&leases).map_err(unavailable)?);
             if self.shared.connection.run::<u8>(&self.lease, &call).await.map_err(unavailable)? == 1 {
                 let mut known = self.known();
                 if known.leased != held {

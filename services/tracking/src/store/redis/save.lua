@@ -55,6 +55,9 @@ local function log_missions(won, flight_id)
     end
 end
 
+-- Longitude, latitude and id of each flight that has moved: one command for all of them.
+local places = {}
+
 local function write(flight, id, version, fix, whole, is_open, longitude, latitude, changed, closed)
     if whole == '' then
         redis.call('HSET', flight, 'version', version, 'fix', fix)
@@ -71,7 +74,8 @@ local function write(flight, id, version, fix, whole, is_open, longitude, latitu
         end
     end
     if longitude ~= '' then
-        redis.call('GEOADD', positions, longitude, latitude, id)
+        local last = #places
+        places[last + 1], places[last + 2], places[last + 3] = longitude, latitude, id
     elseif whole ~= '' then
         redis.call('ZREM', positions, id)
     end
@@ -90,6 +94,9 @@ while next_argument <= #ARGV do
     append_events(won)
     log_missions(won, id)
     outcomes[#outcomes + 1] = won and 1 or 0
+end
+if #places > 0 then
+    redis.call('GEOADD', positions, unpack(places))
 end
 if #changed_flights > 0 then
     local words = table.concat(changed_flights, ' ')

@@ -97,7 +97,12 @@ async fn save_some(
     let changes: Vec<&Change> = places.iter().map(|at| &changes[*at]).collect();
     let outcome = async {
         let call = call(shared, bucket, &changes, now)?;
-        let saved: Vec<u8> = shared.connection.run(script.of(ends), &call).await.map_err(unavailable)?;
+        let script = script.of(ends);
+        let saved: Vec<u8> = if changes.iter().any(|change| change.whole) {
+            shared.connection.run(script, &call).await.map_err(unavailable)?
+        } else {
+            shared.connection.run_aside(script, &call).await.map_err(unavailable)?
+        };
         Ok::<_, Unavailable>(saved)
     };
     match outcome.await {
@@ -122,7 +127,7 @@ fn unavailable(error: redis::RedisError) -> Unavailable {
 /// What the script is called with: see its head.
 fn call(shared: &Shared, bucket: Bucket, changes: &[&Change], now: Timestamp) -> Result<Call, Unavailable> {
     let keys = &shared.keys;
-    let mut call = Call::default();
+    let mut call = Call::new();
     for key in [
         keys.outbox(bucket),
         keys.missions(bucket),
@@ -132,12 +137,12 @@ fn call(shared: &Shared, bucket: Bucket, changes: &[&Change], now: Timestamp) ->
         keys.closed(bucket),
         keys.channel(bucket),
     ] {
-        call.key(key);
+        call.key(&key);
     }
     let tell = shared.connection.tell();
     call.arg(&shared.news.origin).arg(now.timestamp_micros()).arg(tell).arg(KEEP_CLOSED_MS);
     for change in changes {
-        call.key(keys.flight(change.flight.delivery_id));
+        call.key(&keys.flight(change.flight.delivery_id));
         add_flight(&mut call, change)?;
         call.arg(change.events.len());
         for event in &change.events {
@@ -146,8 +151,8 @@ fn call(shared: &Shared, bucket: Bucket, changes: &[&Change], now: Timestamp) ->
         }
         call.arg(change.missions.len());
         for note in &change.missions {
-            call.key(keys.audience(bucket, &Audience::Base(note.base_id.clone())));
-            call.key(keys.audience(bucket, &Audience::Drone(note.drone_id)));
+            call.key(&keys.audience(bucket, &Audience::Base(note.base_id.clone())));
+            call.key(&keys.audience(bucket, &Audience::Drone(note.drone_id)));
             call.arg(u8::from(note.assigned)).arg(text_of(note)?);
         }
     }

@@ -1,6 +1,6 @@
 //! Scripts that the server runs as one step, called by their hash and sent in full where it is not known.
 
-use redis::{Cmd, ToRedisArgs, cmd};
+use redis::{Arg, Cmd, ToRedisArgs, cmd};
 
 /// A script in Lua.
 pub(super) struct Script {
@@ -9,20 +9,26 @@ pub(super) struct Script {
 }
 
 /// What a script is called with: keys of one bucket, and arguments.
-#[derive(Default)]
 pub(super) struct Call {
-    keys: Vec<String>,
-    arguments: Vec<Vec<u8>>,
+    key_count: usize,
+    keys: Cmd,
+    arguments: Cmd,
 }
 
 impl Call {
-    pub(super) fn key(&mut self, key: String) -> &mut Self {
-        self.keys.push(key);
+    /// Without any yet.
+    pub(super) fn new() -> Self {
+        Self { key_count: 0, keys: Cmd::new(), arguments: Cmd::new() }
+    }
+
+    pub(super) fn key(&mut self, key: &str) -> &mut Self {
+        self.key_count += 1;
+        self.keys.arg(key);
         self
     }
 
     pub(super) fn arg(&mut self, argument: impl ToRedisArgs) -> &mut Self {
-        argument.write_redis_args(&mut self.arguments);
+        self.arguments.arg(argument);
         self
     }
 }
@@ -43,12 +49,12 @@ impl Script {
 
 fn command(name: &str, script: &str, call: &Call) -> Cmd {
     let mut command = cmd(name);
-    command.arg(script).arg(call.keys.len());
-    for key in &call.keys {
-        command.arg(key);
-    }
-    for argument in &call.arguments {
-        command.arg(argument);
+    command.arg(script).arg(call.key_count);
+    for part in call.keys.args_iter().chain(call.arguments.args_iter()) {
+        // A cursor is no part of a call.
+        if let Arg::Simple(bytes) = part {
+            command.arg(bytes);
+        }
     }
     command
 }
