@@ -47,6 +47,8 @@ pub(crate) struct Known {
     pub(crate) registrations: usize,
     pub(crate) lines: usize,
     pub(crate) stale: usize,
+    /// Those among them that came after the end of their delivery.
+    pub(crate) after_the_end: usize,
     pub(crate) posts: usize,
     keys: HashMap<String, usize>,
     waiting: VecDeque<usize>,
@@ -149,7 +151,11 @@ impl FakeGateway {
             return true;
         };
         let delivery = &mut known.deliveries[index];
-        if delivery.stage.is_terminal() || delivery.drone != Some(line.drone_id) {
+        if delivery.drone != Some(line.drone_id) {
+            return false;
+        }
+        if delivery.stage.is_terminal() {
+            known.after_the_end += 1;
             return false;
         }
         let stage = line.stage.expect("a drone on a mission says its stage");
