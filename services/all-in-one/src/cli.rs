@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = chassis::init() {
         return fail(&error);
     }
-    let line = CommandLine::parse();
+    let line = CommandLine::try_parse().unwrap_or_else(|error| chassis::config::without_password(error).exit());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),

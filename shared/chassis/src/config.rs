@@ -4,7 +4,10 @@ use std::{collections::HashMap, future::Future, io::Write as _, path::PathBuf, s
 
 use anyhow::{Context, ensure};
 use auth::{DevIssuer, SigningKey};
-use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use clap::{
+    Args, CommandFactory, FromArgMatches, Parser,
+    error::{ContextKind, ContextValue},
+};
 use contracts::{Clock, Region, SystemClock};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -95,6 +98,17 @@ pub fn store_url(schemes: &'static [&'static str]) -> impl Fn(&str) -> Result<St
     }
 }
 
+/// The error as it is, but for the user and the password of a refused URL, which it would show.
+pub fn without_password(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return error };
+    if let Some((before, place)) = value.rsplit_once('@') {
+        let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
+        let shown = ContextValue::String(format!("{scheme}://...@{place}"));
+        error.insert(ContextKind::InvalidValue, shown);
+    }
+    error
+}
+
 /// The replicas of a service are joined: [`crate::Peer`] takes them apart.
 fn joined(peers: &[(&'static str, String)]) -> HashMap<&'static str, String> {
     let mut joined = HashMap::<&'static str, String>::new();
@@ -147,7 +161,7 @@ where
     Fut: Future<Output = anyhow::Result<()>>,
 {
     crate::init()?;
-    let matches = command::<C>(service).get_matches();
+    let matches = command::<C>(service).try_get_matches().unwrap_or_else(|error| without_password(error).exit());
     let config = CommandLine::<C>::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     check(&config.node)?;
     if config.check_config {
@@ -270,6 +284,8 @@ mod tests {
             let error = parse(&[option]).unwrap_err().to_string();
             assert!(error.contains(variable), "{option}: {error}");
         }
+        let refused = without_password(parse(&["--url=mysql://me:se@cret@place:1/x"]).unwrap_err()).to_string();
+        assert!(refused.contains("mysql://...@place:1/x") && !refused.contains("cret"), "{refused}");
         let missing = command::<Own>("test").try_get_matches_from(["test"]).unwrap_err().to_string();
         assert!(missing.contains("EVENT_LOG") && missing.contains("DEV_ISSUER_KEY"), "{missing}");
         assert!(missing.contains("CHASSIS_TEST_STORE"), "{missing}");
