@@ -1,5 +1,6 @@
 //! Where the services of this process keep their data: in the data folder, or in the stores that URLs name.
 
+use chassis::config::{parse_event_log, store_url};
 use clap::Args;
 
 use crate::DataDir;
@@ -8,28 +9,28 @@ use crate::DataDir;
 #[derive(Debug, Clone, Default, Args)]
 pub struct StoreArgs {
     /// The event log's URL; embedded in the data folder unless given.
-    #[arg(long, env = "EVENT_LOG", value_name = "URL")]
+    #[arg(long, env = "EVENT_LOG", value_parser = parse_event_log)]
     pub event_log: Option<String>,
     /// The URL of delivery's store; embedded unless given.
-    #[arg(long, env = "DELIVERY_STORE", value_name = "URL")]
+    #[arg(long, env = "DELIVERY_STORE", value_parser = store_url(&delivery::STORE_SCHEMES))]
     pub delivery_store: Option<String>,
     /// The URL of package's store; embedded unless given.
-    #[arg(long, env = "PACKAGE_STORE", value_name = "URL")]
+    #[arg(long, env = "PACKAGE_STORE", value_parser = store_url(&package::STORE_SCHEMES))]
     pub package_store: Option<String>,
     /// How events leave package's store: by polling it, or by its change stream (MongoDB only).
     #[arg(long, env = "PACKAGE_RELAY", value_enum, default_value_t)]
     pub package_relay: package::Relaying,
     /// The URL of fleet's store; embedded unless given.
-    #[arg(long, env = "FLEET_STORE", value_name = "URL")]
+    #[arg(long, env = "FLEET_STORE", value_parser = store_url(&fleet::STORE_SCHEMES))]
     pub fleet_store: Option<String>,
     /// The URL of tracking's store; embedded unless given.
-    #[arg(long, env = "TRACKING_STORE", value_name = "URL")]
+    #[arg(long, env = "TRACKING_STORE", value_parser = store_url(&tracking::STORE_SCHEMES))]
     pub tracking_store: Option<String>,
     /// The URL of lookup's store; embedded unless given.
-    #[arg(long, env = "LOOKUP_STORE", value_name = "URL")]
+    #[arg(long, env = "LOOKUP_STORE", value_parser = store_url(&lookup::STORE_SCHEMES))]
     pub lookup_store: Option<String>,
     /// The lake's URL; a folder in the data folder unless given.
-    #[arg(long, env = "LAKE", value_name = "URL")]
+    #[arg(long, env = "LAKE")]
     pub lake: Option<String>,
 }
 

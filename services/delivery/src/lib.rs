@@ -27,11 +27,14 @@ use messaging::{Consumer, outbox::Relay};
 
 use crate::{driver::Driver, ledger::Ledger, live::Live, participants::Participants};
 
+/// The schemes of the URLs of its store.
+pub const STORE_SCHEMES: [&str; 3] = ["sqlite", "postgres", "postgresql"];
+
 /// How this service is configured.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
     /// Where deliveries are kept: sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE.
-    #[arg(long = "delivery-store", env = "DELIVERY_STORE", value_parser = chassis::config::store_url(&["sqlite", "postgres", "postgresql"]))]
+    #[arg(long = "delivery-store", env = "DELIVERY_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
     pub store: String,
     /// A name that this instance keeps over restarts, where no other instance uses the store: what it had leased is
     /// taken up at once instead of when the leases end.

@@ -37,11 +37,14 @@ use messaging::{Consumer, outbox::Relay};
 
 use crate::{desk::Desk, events::DeliveryEnds, feed::Feed, fleet::Fleet, http::App, matcher::Matcher, store::Opened};
 
+/// The schemes of the URLs of its store.
+pub const STORE_SCHEMES: [&str; 3] = ["sqlite", "postgres", "postgresql"];
+
 /// What fleet is configured by.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
     /// Fleet's store: sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE.
-    #[arg(long, env = "FLEET_STORE", value_parser = chassis::config::store_url(&["sqlite", "postgres", "postgresql"]))]
+    #[arg(long, env = "FLEET_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
     pub store: String,
 }
 

@@ -35,11 +35,14 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Rows deleted in one transaction: some milliseconds, so that the consumer hardly waits.
 const SWEEP_BATCH: u32 = 1_000;
 
+/// The schemes of the URLs of its store.
+pub const STORE_SCHEMES: [&str; 3] = ["sqlite", "mongodb", "mongodb+srv"];
+
 /// What the service is configured by.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     /// The store: sqlite:PATH or mongodb://HOSTS/DATABASE.
-    #[arg(long = "lookup-store", env = "LOOKUP_STORE", value_parser = chassis::config::store_url(&["sqlite", "mongodb", "mongodb+srv"]))]
+    #[arg(long = "lookup-store", env = "LOOKUP_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
     pub store: String,
 }
 

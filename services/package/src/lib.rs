@@ -39,11 +39,14 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Rows deleted in one transaction: some milliseconds, so that ingestion hardly waits.
 const SWEEP_BATCH: u32 = 1_000;
 
+/// The schemes of the URLs of its store.
+pub const STORE_SCHEMES: [&str; 3] = ["sqlite", "mongodb", "mongodb+srv"];
+
 /// What the service is configured by.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     /// The store: sqlite:PATH or mongodb://HOSTS/DATABASE.
-    #[arg(long = "package-store", env = "PACKAGE_STORE", value_parser = chassis::config::store_url(&["sqlite", "mongodb", "mongodb+srv"]))]
+    #[arg(long = "package-store", env = "PACKAGE_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
     pub store: String,
     /// How events leave the store: by polling it, or by its change stream (MongoDB only).
     #[arg(long = "package-relay", env = "PACKAGE_RELAY", value_enum, default_value_t)]

@@ -49,13 +49,16 @@ use crate::{
     tracker::{Parts, Tracker},
 };
 
+/// The schemes of the URLs of its store.
+pub const STORE_SCHEMES: [&str; 5] = ["sqlite", "redis", "rediss", "redis+cluster", "rediss+cluster"];
+
 /// How the service is configured.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
     /// Where flights are kept: sqlite:PATH, redis://HOST:PORT/DB?prefix=NAME, or redis+cluster://HOST:PORT,HOST:PORT; with
     /// rediss for TLS. The server must have maxmemory-policy noeviction and appendonly yes, and should have
     /// appendfsync always.
-    #[arg(long, env = "TRACKING_STORE", value_parser = chassis::config::store_url(&store::SCHEMES))]
+    #[arg(long, env = "TRACKING_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
     pub store: String,
 }
 

@@ -70,8 +70,8 @@ fn parse_listen(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Only the form: whether such a log can be opened is for [`messaging::open`] to say.
-fn parse_event_log(text: &str) -> Result<String, String> {
+/// Takes the URL of an event log. Only the form: whether such a log can be opened is for [`messaging::open`] to say.
+pub fn parse_event_log(text: &str) -> Result<String, String> {
     let formed = match text.split_once(':') {
         Some(("embedded", path)) => !path.is_empty(),
         Some(("kafka", place)) => place.strip_prefix("//").is_some_and(|place| {

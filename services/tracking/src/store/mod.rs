@@ -157,9 +157,6 @@ pub(crate) trait Store: Send + Sync + 'static {
     async fn trim_mission_log(&self, logged_before: Timestamp, limit: u32) -> Result<u64, Unavailable>;
 }
 
-/// The schemes of the URLs that [`open`] takes.
-pub(crate) const SCHEMES: [&str; 5] = ["sqlite", "redis", "rediss", "redis+cluster", "rediss+cluster"];
-
 /// An open store and the outbox in it.
 pub(crate) struct Opened {
     pub(crate) store: Arc<dyn Store>,
