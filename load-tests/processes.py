@@ -133,6 +133,8 @@ class System:
     def __init__(self, folder: pathlib.Path, binaries: pathlib.Path, replicas: dict[str, int] | None = None,
                  cluster: bool = False):
         self.folder, self.binaries = folder.absolute(), binaries.absolute()
+        if not (self.binaries / "all-in-one").exists():
+            raise Failure(f"{self.binaries} has no programs yet: cargo build --workspace (--release for target/release)")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stores = fresh_stores(cluster)
         counts = replicas or REPLICAS

@@ -205,11 +205,16 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let simulation = Box::pin(async {
         if args.no_simulator {
             shutdown.cancelled().await;
-            return Ok(None);
+            return anyhow::Ok(None);
         }
         let config = simulator::Config { gateway_url: url.clone(), ..args.simulator.clone() };
         let counts = Arc::new(simulator::Progress::default());
-        simulator::run(config, clock.clone(), shutdown.child_token(), counts).await.map(Some)
+        let summary = simulator::run(config, clock.clone(), shutdown.child_token(), counts).await?;
+        tokio::select! {
+            () = settle(&delivery, &*log, &*clock) => Ok(Some(summary)),
+            // Asked to stop, or a service has failed: nothing will settle, and its error says more than a summary.
+            () = shutdown.cancelled() => Ok(None),
+        }
     });
     let serving = system.run();
     tokio::pin!(serving, simulation);
@@ -221,10 +226,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
             Ok(())
         }
         summary = &mut simulation => match summary {
-            Ok(Some(summary)) => {
-                settle(&delivery, &*log, &*clock).await;
-                print(&serde_json::to_string_pretty(&summary)?).map(|_| ())
-            }
+            Ok(Some(summary)) => print(&serde_json::to_string_pretty(&summary)?).map(|_| ()),
             Ok(None) => Ok(()),
             Err(error) => Err(error.context("the simulator failed")),
         },
