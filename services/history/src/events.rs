@@ -108,15 +108,9 @@ impl<R: Row> Subscriber<R> {
         let assigned = subscription.assignment().await?;
         let (mut mine, mut further) = (HashSet::new(), Vec::new());
         for at in assigned {
-            let place = Place { topic: at.topic.as_str().into(), partition: at.partition };
+            let place = Place::of(&at);
             if !self.writer.knows(&place) {
-                let start = self.align(&place).await?;
-                if start != at.offset {
-                    seek(subscription, &place, start).await?;
-                }
-                if start > at.offset {
-                    further.push(Offset { offset: start, ..at });
-                }
+                self.align(subscription, &place, at.offset, &mut further).await?;
             }
             mine.insert(place);
         }
@@ -124,9 +118,24 @@ impl<R: Row> Subscriber<R> {
         self.tell(subscription, &further).await
     }
 
-    async fn align(&mut self, place: &Place) -> Result<u64, RoundError> {
+    /// Lets a partition be read from where the table stands, which the log would read from `from`: whether that is
+    /// elsewhere. Where it is `further`, the group is to be told.
+    async fn align(
+        &mut self,
+        subscription: &mut dyn Subscription,
+        place: &Place,
+        from: u64,
+        further: &mut Vec<Offset>,
+    ) -> Result<bool, RoundError> {
         let topic_id = self.log.topic_id(&place.topic).await?;
-        Ok(self.writer.align(place.clone(), &topic_id).await?)
+        let start = self.writer.align(place.clone(), &topic_id).await?;
+        if start != from {
+            seek(subscription, &place.at(start)).await?;
+        }
+        if start > from {
+            further.push(place.at(start));
+        }
+        Ok(start != from)
     }
 
     /// Takes records that were read, each for its row; what another member has passed is read past.
@@ -142,16 +151,11 @@ impl<R: Row> Subscriber<R> {
             if moved.contains(&place) {
                 continue;
             }
-            if self.writer.expects(&place, record.offset) == Taken::Misplaced {
-                let start = self.align(&place).await?;
-                if start != record.offset {
-                    seek(subscription, &place, start).await?;
-                    if start > record.offset {
-                        further.push(offset(&place, start));
-                    }
-                    moved.insert(place);
-                    continue;
-                }
+            if self.writer.expects(&place, record.offset) == Taken::Misplaced
+                && self.align(subscription, &place, record.offset, &mut further).await?
+            {
+                moved.insert(place);
+                continue;
             }
             let row = match R::from_event(&record.event) {
                 Ok(row) => row,
@@ -178,8 +182,7 @@ impl<R: Row> Subscriber<R> {
     pub(crate) async fn flush(&mut self, subscription: &mut dyn Subscription) -> Result<(), RoundError> {
         let Flushed { mut committed, moved, rows } = self.writer.flush().await?;
         for to in &moved {
-            let place = Place { topic: to.topic.as_str().into(), partition: to.partition };
-            seek(subscription, &place, to.offset).await?;
+            seek(subscription, to).await?;
         }
         if !committed.is_empty() {
             tracing::debug!(topic = self.topic.name(), rows, "committed to the lake");
@@ -203,13 +206,9 @@ impl<R: Row> Subscriber<R> {
 }
 
 /// A partition that is no longer this member's needs no seek: its new owner asks the table itself.
-async fn seek(subscription: &mut dyn Subscription, place: &Place, offset: u64) -> Result<(), LogError> {
-    match subscription.seek(&self::offset(place, offset)).await {
+async fn seek(subscription: &mut dyn Subscription, to: &Offset) -> Result<(), LogError> {
+    match subscription.seek(to).await {
         Ok(()) | Err(LogError::Rebalanced) => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-fn offset(place: &Place, offset: u64) -> Offset {
-    Offset { topic: place.topic.to_string(), partition: place.partition, offset }
 }

@@ -102,8 +102,8 @@ pub fn store_url(schemes: &'static [&'static str]) -> impl Fn(&str) -> Result<St
 pub fn without_password(mut error: clap::Error) -> clap::Error {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return error };
     if let Some((before, place)) = value.rsplit_once('@') {
-        let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
-        let shown = ContextValue::String(format!("{scheme}://...@{place}"));
+        let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
+        let shown = ContextValue::String(format!("{scheme}...@{place}"));
         error.insert(ContextKind::InvalidValue, shown);
     }
     error

@@ -37,6 +37,18 @@ pub(crate) struct Place {
     pub(crate) partition: u32,
 }
 
+impl Place {
+    /// The partition of an offset.
+    pub(crate) fn of(at: &Offset) -> Self {
+        Self { topic: at.topic.as_str().into(), partition: at.partition }
+    }
+
+    /// An offset in it.
+    pub(crate) fn at(&self, offset: u64) -> Offset {
+        Offset { topic: self.topic.to_string(), partition: self.partition, offset }
+    }
+}
+
 /// What the writer says to a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
@@ -203,7 +215,7 @@ impl<R: Row> Writer<R> {
         }
         let mut committed = Vec::new();
         for (place, _, next) in prepared.offsets {
-            committed.push(Offset { topic: place.topic.to_string(), partition: place.partition, offset: next });
+            committed.push(place.at(next));
             if let Some(buffer) = self.buffers.get_mut(&place) {
                 buffer.start = next;
                 buffer.rows.clear();
@@ -228,7 +240,7 @@ impl<R: Row> Writer<R> {
                 "the table has moved on: what was read is discarded");
             (buffer.start, buffer.next) = (stored, stored);
             buffer.rows.clear();
-            moved.push(Offset { topic: place.topic.to_string(), partition: place.partition, offset: stored });
+            moved.push(place.at(stored));
         }
         Ok(moved)
     }

@@ -28,6 +28,9 @@ use crate::{
     random::Random,
 };
 
+/// How long the end waits for the answers to what is under way.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
 /// How often a base looks which drones are due. Five batches a second from each base are an even load; fewer would
 /// show as jerks on the map, more would cost requests that carry next to nothing.
 const TICK: Duration = Duration::from_millis(200);
@@ -315,6 +318,18 @@ pub(crate) async fn fly(mut station: Station, stop: CancellationToken) -> anyhow
                 next_tick = (next_tick + TICK).max(clock.now());
             }
         }
+    }
+    // What is under way counts, unless its answer is late.
+    let last_answers = async {
+        while let Some(Ok(done)) = requests.join_next().await {
+            if let Done::Reports { batch, answer } = done {
+                station.settle_reports(batch, answer);
+            }
+        }
+    };
+    tokio::select! {
+        () = last_answers => {}
+        () = clock.sleep(LAST_ANSWERS) => {}
     }
     requests.shutdown().await;
     streams.shutdown().await;

@@ -47,8 +47,8 @@ pub(crate) struct Known {
     pub(crate) registrations: usize,
     pub(crate) lines: usize,
     pub(crate) stale: usize,
-    /// Those among them that came after the end of their delivery.
-    pub(crate) after_the_end: usize,
+    /// Those among them that only say again how their delivery has ended.
+    pub(crate) repeated_ends: usize,
     pub(crate) posts: usize,
     keys: HashMap<String, usize>,
     waiting: VecDeque<usize>,
@@ -155,7 +155,7 @@ impl FakeGateway {
             return false;
         }
         if delivery.stage.is_terminal() {
-            known.after_the_end += 1;
+            known.repeated_ends += usize::from(line.stage == Some(delivery.stage));
             return false;
         }
         let stage = line.stage.expect("a drone on a mission says its stage");

@@ -226,13 +226,17 @@ async fn a_base_sees_its_missions_come_and_go() {
     let (_, body) = service.post(&service.service(), "/commands/close-flight", body).await;
     assert_eq!(body["outcomes"][0]["outcome"], "Closed");
     // The feed's start, and a mission that was over before it was told, may each show as less than a line. What the
-    // snapshot has may be told once more.
+    // snapshot has may be told once more, in its order.
+    let mut told = None;
     loop {
         match updates.next().await.unwrap() {
             MissionUpdate::Recalled { delivery_id, base_id, .. } => {
                 break assert_eq!((delivery_id, base_id.as_str()), (id(2), BASE));
             }
-            MissionUpdate::Assigned { mission } => assert!([id(1), id(2)].contains(&mission.delivery_id)),
+            MissionUpdate::Assigned { mission } => {
+                assert!([id(1), id(2)].contains(&mission.delivery_id) && told < Some(mission.delivery_id), "{told:?}");
+                told = Some(mission.delivery_id);
+            }
             MissionUpdate::Snapshot { missions } => {
                 if service.get(&service.base(), "/missions").await.1["items"] == json!(missions) {
                     break;

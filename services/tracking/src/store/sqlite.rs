@@ -13,7 +13,7 @@ use messaging::{
     sqlite::{self, Sqlite},
 };
 use serde::Serialize;
-use sqlx::{Row, SqliteConnection, SqliteExecutor, sqlite::SqliteRow};
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     Audience, Change, LogPage, LogPosition, Look, QuietFlight, SaveError, Store, Unavailable,
@@ -224,13 +224,6 @@ fn read<T>(rows: &[SqliteRow], one: fn(&SqliteRow) -> Result<T, sqlx::Error>) ->
     Ok(rows.iter().map(one).collect::<Result<_, _>>()?)
 }
 
-/// The end of the mission log. Not the largest number in the table: the log is trimmed, its count goes on.
-async fn mission_log_end(from: impl SqliteExecutor<'_>) -> Result<LogPosition, sqlx::Error> {
-    let end = sqlx::query_as("select coalesce(max(seq), 0) from sqlite_sequence where name = 'mission_log'");
-    let (end,): (i64,) = end.fetch_one(from).await?;
-    Ok(LogPosition(vec![u64::try_from(end).unwrap_or(0)]))
-}
-
 #[async_trait]
 impl Store for SqliteStore {
     async fn ping(&self) -> Result<(), Unavailable> {
@@ -289,21 +282,25 @@ impl Store for SqliteStore {
     }
 
     async fn mission_log_end(&self) -> Result<LogPosition, Unavailable> {
-        Ok(mission_log_end(&self.db.reader).await?)
+        // Not the largest number in the table: the log is trimmed, its count goes on.
+        let (end,): (i64,) =
+            sqlx::query_as("select coalesce(max(seq), 0) from sqlite_sequence where name = 'mission_log'")
+                .fetch_one(&self.db.reader)
+                .await?;
+        Ok(LogPosition(vec![u64::try_from(end).unwrap_or(0)]))
     }
 
     async fn mission_log(&self, after: &LogPosition, limit: u32, _: Look) -> Result<LogPage, Unavailable> {
         let after = after.0.first().copied().unwrap_or(0);
-        // Lines and end as of one moment: what comes between two looks is no gap.
-        let mut moment = self.db.reader.begin().await?;
+        // Before the lines: one that comes between the two looks is no gap.
+        let position = self.mission_log_end().await?;
         let rows = sqlx::query("select * from mission_log where number > ? order by number limit ?")
             .bind(i64::try_from(after).unwrap_or(i64::MAX))
             .bind(limit)
-            .fetch_all(&mut *moment)
+            .fetch_all(&self.db.reader)
             .await?;
         let (numbers, lines): (Vec<u64>, Vec<MissionNote>) = read(&rows, rows::logged_mission)?.into_iter().unzip();
         let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else {
-            let position = mission_log_end(&mut *moment).await?;
             return Ok(LogPage { lines, gap: position.0 != [after], position, more: false });
         };
         let position = LogPosition(vec![*last]);

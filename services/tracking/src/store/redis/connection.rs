@@ -109,6 +109,16 @@ enum Link {
     Cluster(Box<Cluster>),
 }
 
+/// How a command goes to a single server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By the connection on which replicas are waited for.
+    Main,
+    /// By another one, for a write of which [`Connection::replicated`] need not know: it keeps nobody waiting who wants to
+    /// know.
+    Aside,
+}
+
 fn tcp() -> TcpSettings {
     let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE);
     // Nothing waits for the answer to what was written before: what belongs together is written together already.
@@ -145,8 +155,11 @@ impl Server {
         Ok(Self { main, aside, turn: AtomicUsize::new(0) })
     }
 
-    fn aside(&self) -> ConnectionManager {
-        self.aside[self.turn.fetch_add(1, Ordering::Relaxed) % ASIDE].clone()
+    fn link(&self, way: Way) -> ConnectionManager {
+        match way {
+            Way::Main => self.main.clone(),
+            Way::Aside => self.aside[self.turn.fetch_add(1, Ordering::Relaxed) % ASIDE].clone(),
+        }
     }
 }
 
@@ -213,8 +226,12 @@ impl Connection {
 
     /// One command about one key.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        self.send(command, Way::Main).await
+    }
+
+    async fn send<T: FromRedisValue>(&self, command: &Cmd, way: Way) -> RedisResult<T> {
         match &self.link {
-            Link::Server(server) => command.query_async(&mut server.main.clone()).await,
+            Link::Server(server) => command.query_async(&mut server.link(way)).await,
             Link::Cluster(cluster) => cluster.with(async |mut link| command.query_async(&mut link).await).await,
         }
     }
@@ -227,31 +244,17 @@ impl Connection {
         }
     }
 
-    /// One command about one key, whose write [`Self::replicated`] does not know of.
-    async fn ask_aside<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        match &self.link {
-            Link::Server(server) => command.query_async(&mut server.aside()).await,
-            Link::Cluster(_) => self.ask(command).await,
-        }
-    }
-
     /// Runs a script; a server that does not know it yet is given it.
-    pub(super) async fn run<T: FromRedisValue>(&self, script: &Script, call: &Call) -> RedisResult<T> {
-        match self.ask(&script.by_name(call)).await {
-            Err(error) if is_unknown_script(&error) => self.ask(&script.in_full(call)).await,
+    pub(super) async fn run<T: FromRedisValue>(&self, script: &Script, call: &Call, way: Way) -> RedisResult<T> {
+        match self.send(&script.by_name(call), way).await {
+            Err(error) if error.kind() == ServerErrorKind::NoScript.into() => {
+                self.send(&script.in_full(call), way).await
+            }
             result => result,
         }
     }
 
-    /// The same for a write that [`Self::replicated`] need not know of: it keeps nobody waiting who wants to know.
-    pub(super) async fn run_aside<T: FromRedisValue>(&self, script: &Script, call: &Call) -> RedisResult<T> {
-        match self.ask_aside(&script.by_name(call)).await {
-            Err(error) if is_unknown_script(&error) => self.ask_aside(&script.in_full(call)).await,
-            result => result,
-        }
-    }
-
-    /// Answers once a replica of every primary that has any has all that was written here, but for what was run aside.
+    /// Answers once a replica of every primary that has any has all that was written here, but for what went aside.
     pub(super) async fn replicated(&self) -> Result<(), NotReplicated> {
         if !self.has_replicas().await? {
             return Ok(());
@@ -334,10 +337,6 @@ impl Connection {
         }
         Ok(())
     }
-}
-
-fn is_unknown_script(error: &RedisError) -> bool {
-    error.kind() == ServerErrorKind::NoScript.into()
 }
 
 /// The replicas of a primary that follow it: one that is still being given everything acknowledges nothing yet.

@@ -22,7 +22,7 @@ use messaging::outbox::{Bucket, OutboxSource};
 use redis::{RedisError, cmd, pipe};
 
 use self::{
-    connection::{Address, Connection},
+    connection::{Address, Connection, Way},
     documents::{Entry, Fields, Unreadable},
     keys::{BUCKETS, Keys, bucket_of},
     news::News,
@@ -324,12 +324,12 @@ impl Store for RedisStore {
             if ids.is_empty() {
                 continue;
             }
-            let mut call = Call::new();
+            let mut call = Call::default();
             call.key(&self.shared.keys.closed(bucket)).key(&self.shared.keys.positions(bucket)).arg(before);
             for id in ids {
                 call.key(&self.shared.keys.flight(id_of(&id)?)).arg(id);
             }
-            forgotten += self.shared.connection.run::<u64>(&self.forget, &call).await?;
+            forgotten += self.shared.connection.run::<u64>(&self.forget, &call, Way::Main).await?;
             if forgotten >= u64::from(limit) {
                 break;
             }

@@ -14,6 +14,7 @@ use redis::cmd;
 
 use super::{
     Shared,
+    connection::Way,
     documents::{self, Entry, Unreadable},
     keys::BUCKETS,
     script::{Call, Script},
@@ -95,9 +96,9 @@ impl OutboxSource for RedisOutbox {
                 None => Leases::free(BUCKETS),
             };
             let held = leases.renew(owner, now, until);
-            let mut call = Call::new();
+            let mut call = Call::default();
             call.key(&key).arg(revision.unwrap_or(0)).arg(serde_json::to_string(&leases).map_err(unavailable)?);
-            if self.shared.connection.run::<u8>(&self.lease, &call).await.map_err(unavailable)? == 1 {
+            if self.shared.connection.run::<u8>(&self.lease, &call, Way::Main).await.map_err(unavailable)? == 1 {
                 let mut known = self.known();
                 if known.leased != held {
                     // What waits in the new ones was announced to somebody else.

@@ -7,7 +7,9 @@ use futures::future::join_all;
 use messaging::outbox::Bucket;
 
 use super::{
-    Shared, documents,
+    Shared,
+    connection::Way,
+    documents,
     keys::bucket_of,
     script::{Call, Script},
 };
@@ -97,12 +99,8 @@ async fn save_some(
     let changes: Vec<&Change> = places.iter().map(|at| &changes[*at]).collect();
     let outcome = async {
         let call = call(shared, bucket, &changes, now)?;
-        let script = script.of(ends);
-        let saved: Vec<u8> = if changes.iter().any(|change| change.whole) {
-            shared.connection.run(script, &call).await.map_err(unavailable)?
-        } else {
-            shared.connection.run_aside(script, &call).await.map_err(unavailable)?
-        };
+        let way = if changes.iter().any(|change| change.whole) { Way::Main } else { Way::Aside };
+        let saved: Vec<u8> = shared.connection.run(script.of(ends), &call, way).await.map_err(unavailable)?;
         Ok::<_, Unavailable>(saved)
     };
     match outcome.await {
@@ -127,7 +125,7 @@ fn unavailable(error: redis::RedisError) -> Unavailable {
 /// What the script is called with: see its head.
 fn call(shared: &Shared, bucket: Bucket, changes: &[&Change], now: Timestamp) -> Result<Call, Unavailable> {
     let keys = &shared.keys;
-    let mut call = Call::new();
+    let mut call = Call::default();
     for key in [
         keys.outbox(bucket),
         keys.missions(bucket),

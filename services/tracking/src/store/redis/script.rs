@@ -9,6 +9,7 @@ pub(super) struct Script {
 }
 
 /// What a script is called with: keys of one bucket, and arguments.
+#[derive(Default)]
 pub(super) struct Call {
     key_count: usize,
     keys: Cmd,
@@ -16,11 +17,6 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Without any yet.
-    pub(super) fn new() -> Self {
-        Self { key_count: 0, keys: Cmd::new(), arguments: Cmd::new() }
-    }
-
     pub(super) fn key(&mut self, key: &str) -> &mut Self {
         self.key_count += 1;
         self.keys.arg(key);
