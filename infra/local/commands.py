@@ -41,7 +41,7 @@ parts:
 """
 DOWN = "Ends the backing services of a data folder, by their pids, and nothing else."
 STATUS = "Shows what runs. The exit status is 1 unless everything does."
-PART = "Kills (SIGKILL), stops or starts one backing service, on the data that it has."
+PART = "Kills (SIGKILL), stops, starts, freezes (SIGSTOP) or thaws (SIGCONT) one backing service, on the data that it has."
 
 
 class Set:
@@ -157,7 +157,7 @@ def status():
 
 def part():
     options = parser(PART)
-    options.add_argument("action", choices=("kill", "stop", "start"))
+    options.add_argument("action", choices=("kill", "stop", "start", "freeze", "thaw"))
     options.add_argument("name", help="as infra/local/status lists them, or redis-cluster for all its nodes")
     arguments = options.parse_args()
     local = Set(Place(arguments.data))
@@ -169,7 +169,7 @@ def part():
             local.stop(chosen.servers())
         else:
             for server in chosen.servers():
-                server.kill()
+                getattr(server, arguments.action)()
 
 
 def main(command):

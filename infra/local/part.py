@@ -113,6 +113,14 @@ class Part:
         """SIGKILL."""
         self.process.kill()
 
+    def freeze(self):
+        """SIGSTOP: it keeps its connections and answers nothing."""
+        self.process.signal(signal.SIGSTOP)
+
+    def thaw(self):
+        """SIGCONT: it goes on where it was."""
+        self.process.signal(signal.SIGCONT)
+
     def ask_to_stop(self):
         """Whether there was a process to ask."""
         return self.process.signal(self.stop_signal)

@@ -43,8 +43,9 @@ impl Positions {
             let mut changes = Vec::with_capacity(some.len());
             for flight in some {
                 change(flight);
-                flight.version += 1;
-                changes.push(Change { flight: flight.clone(), whole, events: Vec::new(), missions: Vec::new() });
+                let written = Change::new(flight.clone(), whole);
+                flight.version = written.flight.version;
+                changes.push(written);
             }
             self.store.save(&changes, self.clock.now()).await.into_iter().collect::<Result<(), _>>()?;
         }

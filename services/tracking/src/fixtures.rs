@@ -102,16 +102,14 @@ pub(crate) fn report_of(number: u128, attempt: u32, sequence: u64, stage: Option
 pub(crate) fn opened(number: u128) -> Flight {
     let mut draft = Draft::new(None);
     assert_eq!(draft.open(&open(number, 1, 1), start()), OpenOutcome::Opened);
-    let mut flight = draft.flight.unwrap();
-    flight.version = 1;
-    flight
+    draft.flight.unwrap()
 }
 
 /// A flight whose last report and version have that number.
 pub(crate) fn flying(number: u128, sequence: u64) -> Flight {
     let mut draft = Draft::new(Some(opened(number)));
     assert_eq!(draft.report(&report(number, sequence, None), |_| true, start()), ReportOutcome::Accepted);
-    Flight { version: sequence, ..draft.flight.unwrap() }
+    Flight { version: sequence.into(), ..draft.flight.unwrap() }
 }
 
 /// What the owner says of a delivery.

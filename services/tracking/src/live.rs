@@ -9,10 +9,10 @@ use contracts::{DeliveryId, events::FlightProgress};
 use futures::Stream;
 use tokio::sync::watch;
 
-use crate::domain::Flight;
+use crate::domain::{Flight, Version};
 
 /// The newest known state of a watched flight; none before the first.
-type Seen = Option<(u64, Arc<FlightProgress>)>;
+type Seen = Option<(Version, Arc<FlightProgress>)>;
 
 /// The watched flights. Nobody watches most flights: those cost one look-up.
 #[derive(Clone, Default)]
@@ -47,9 +47,9 @@ impl Live {
     }
 
     /// The watched flights, each with the version that its watchers have seen.
-    pub(crate) fn versions(&self) -> Vec<(DeliveryId, u64)> {
-        let version = |sender: &watch::Sender<Seen>| sender.borrow().as_ref().map_or(0, |(version, _)| *version);
-        self.watched().iter().map(|(id, sender)| (*id, version(sender))).collect()
+    pub(crate) fn versions(&self) -> Vec<(DeliveryId, Version)> {
+        let version = |sender: &watch::Sender<Seen>| sender.borrow().as_ref().map(|(version, _)| *version);
+        self.watched().iter().map(|(id, sender)| (*id, version(sender).unwrap_or_default())).collect()
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<DeliveryId, watch::Sender<Seen>>> {
@@ -121,7 +121,7 @@ mod tests {
         let live = Live::default();
         let (first, second) = (live.watch(id(1)), live.watch(id(1)));
         drop(first);
-        assert_eq!(live.versions(), [(id(1), 0)]);
+        assert_eq!(live.versions(), [(id(1), Version::default())]);
         drop(second.into_stream());
         assert_eq!(live.versions(), []);
     }

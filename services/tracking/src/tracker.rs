@@ -286,14 +286,14 @@ impl Desk {
 
     /// What is to be saved of a draft, if anything.
     fn change(&self, draft: Draft, now: Timestamp) -> Option<Change> {
-        let mut flight = draft.flight?;
+        let flight = draft.flight?;
         if draft.extent == Extent::Nothing {
             self.remember(flight);
             return None;
         }
-        flight.version += 1;
         let events = draft.notes.into_iter().map(|note| self.event(note, now)).collect();
-        Some(Change { flight, whole: draft.extent == Extent::Whole, events, missions: draft.missions })
+        let change = Change::new(flight, draft.extent == Extent::Whole);
+        Some(Change { events, missions: draft.missions, ..change })
     }
 
     fn event(&self, note: Note, time: Timestamp) -> CloudEvent {

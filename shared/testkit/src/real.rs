@@ -83,6 +83,16 @@ impl Own {
         self.run("part", &["kill", name], None).await;
     }
 
+    /// Has a node keep its connections and answer nothing, as after a break in the network.
+    pub async fn freeze_node(&self, name: &str) {
+        self.run("part", &["freeze", name], None).await;
+    }
+
+    /// Has a frozen node go on.
+    pub async fn thaw_node(&self, name: &str) {
+        self.run("part", &["thaw", name], None).await;
+    }
+
     /// Starts it again on the data that it has, and waits until it answers.
     pub async fn start_again(&self) {
         self.run("part", &["start", self.part], None).await;

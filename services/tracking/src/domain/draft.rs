@@ -10,7 +10,7 @@ use contracts::{
     events::{DeliveryRecord, StageTime},
 };
 
-use super::{Flight, LATE_OPEN_MINUTES, MissionNote, Note, Plan, SAMPLE_EVERY_S};
+use super::{Flight, LATE_OPEN_MINUTES, MissionNote, Note, Plan, SAMPLE_EVERY_S, Version};
 
 /// The stages of a flight, in order.
 const FLIGHT_STAGES: [Stage; 3] = [Stage::HeadedToPickup, Stage::HeadedToDropoff, Stage::Completed];
@@ -24,6 +24,12 @@ pub(crate) enum Extent {
     Fix,
     /// More than that.
     Whole,
+}
+
+impl Extent {
+    /// Of a command that was carried out before: its first answer may have been that nobody knows, since the store had
+    /// it in one place only. Written again it is as sure as what an answer usually stands for.
+    const REPEATED: Self = Self::Whole;
 }
 
 /// A flight and what is about to change in it.
@@ -52,7 +58,11 @@ impl Draft {
                 return refused(Refusal::Superseded);
             }
             if flight.attempt == command.attempt {
-                return if flight.is_open() { OpenOutcome::Opened } else { refused(Refusal::Undone) };
+                if !flight.is_open() {
+                    return refused(Refusal::Undone);
+                }
+                self.extent = Extent::REPEATED;
+                return OpenOutcome::Opened;
             }
         }
         if now > command.step_deadline {
@@ -90,7 +100,7 @@ impl Draft {
             last_sampled_at: None,
             changed_at: now,
             closed_at: None,
-            version: 0,
+            version: Version::default(),
         });
         OpenOutcome::Opened
     }
@@ -120,6 +130,7 @@ impl Draft {
             }
             progress => {
                 self.end(now);
+                self.extent = Extent::REPEATED;
                 CloseOutcome::Closed { progress }
             }
         }
@@ -215,7 +226,7 @@ impl Draft {
     }
 
     fn replace(&mut self, mut by: Flight) {
-        by.version = self.flight.as_ref().map_or(0, |flight| flight.version);
+        by.version = self.flight.as_ref().map(|flight| flight.version).unwrap_or_default();
         self.flight = Some(by);
         self.extent = Extent::Whole;
     }
@@ -255,7 +266,7 @@ fn tombstone(command: &CloseFlight, now: Timestamp) -> Flight {
         last_sampled_at: None,
         changed_at: now,
         closed_at: Some(now),
-        version: 0,
+        version: Version::default(),
     }
 }
 

@@ -67,8 +67,37 @@ pub(crate) struct Flight {
     pub(crate) changed_at: Timestamp,
     /// None while reports count.
     pub(crate) closed_at: Option<Timestamp>,
-    /// Grows with every write; 0 before the first.
-    pub(crate) version: u64,
+    /// Which write it is of.
+    pub(crate) version: Version,
+}
+
+/// Which of a flight's writes a state is of; grows with every write, 0 before the first.
+///
+/// A write of more than a position begins an era, and positions count within it. A store that fails over may lose the
+/// last positions, and no more: whoever remembers what was lost still differs by the era from what others have written
+/// instead, unless that, too, is nothing but positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+pub(crate) struct Version(u64);
+
+impl Version {
+    const POSITIONS_OF_AN_ERA: u64 = 1 << 32;
+
+    /// After another write, of a position or of more.
+    pub(crate) fn next(self, whole: bool) -> Self {
+        let step = if whole { Self::POSITIONS_OF_AN_ERA - self.0 % Self::POSITIONS_OF_AN_ERA } else { 1 };
+        Self(self.0 + step)
+    }
+
+    /// As stores keep it.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u64> for Version {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
 }
 
 impl Flight {

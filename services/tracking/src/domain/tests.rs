@@ -122,6 +122,9 @@ fn open_is_judged_by_fence_attempt_and_deadline() {
     assert_eq!(draft.open(&open(1, 1, 5), at(61)), OpenOutcome::Opened, "it is open, whatever the time");
     assert_eq!(draft.open(&open(1, 1, 4), start()), refused(Refusal::StaleFence));
     assert_eq!(draft.missions.len(), 1);
+    let mut again = Draft::new(Some(opened(1)));
+    assert_eq!(again.open(&open(1, 1, 1), start()), OpenOutcome::Opened);
+    assert_eq!((again.extent, again.missions.len()), (Extent::Whole, 0), "written again, and told to nobody");
     assert_eq!(draft.open(&open(1, 2, 5), start()), OpenOutcome::Opened);
     assert_eq!(draft.open(&open(1, 1, 5), start()), refused(Refusal::Superseded));
     let missions: Vec<_> = draft.missions.iter().map(|note| (note.attempt, note.drone_id, note.assigned)).collect();

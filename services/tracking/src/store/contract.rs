@@ -30,33 +30,37 @@ fn closed(outcome: &CloseOutcome) -> bool {
 pub(super) fn opening(number: u128) -> Change {
     let mut draft = Draft::new(None);
     draft.open(&open(number, 1, 1), start());
-    let flight = Flight { version: 1, ..draft.flight.unwrap() };
-    Change { flight, whole: draft.extent == Extent::Whole, events: Vec::new(), missions: draft.missions }
+    let change = Change::new(draft.flight.unwrap(), draft.extent == Extent::Whole);
+    Change { missions: draft.missions, ..change }
 }
 
 /// The change that a report makes to a flight.
 fn moving(from: &Flight, sequence: u64) -> Change {
     let mut draft = Draft::new(Some(from.clone()));
     draft.report(&report(1, sequence, None), |_| true, start());
-    let flight = Flight { version: from.version + 1, ..draft.flight.unwrap() };
-    Change { flight, whole: false, events: Vec::new(), missions: Vec::new() }
+    Change::new(draft.flight.unwrap(), false)
+}
+
+/// The change that closes a flight.
+fn closing(from: &Flight, number: u128) -> Change {
+    let mut draft = Draft::new(Some(from.clone()));
+    assert!(closed(&draft.close(&close(number, 1, 1, DONE), start())));
+    Change::new(draft.flight.unwrap(), draft.extent == Extent::Whole)
 }
 
 pub(super) async fn what_is_saved_is_loaded_again(opened: Opened) {
     let store = opened.store;
     store.ping().await.unwrap();
-    let mut flight = flying(1, 7);
+    let mut flight = Flight { version: Version::default(), ..flying(1, 7) };
     flight.stages = vec![contracts::events::StageTime { stage: PICKUP, at: at(7) }];
-    flight.version = 1;
-    let whole = |flight| Change { flight, whole: true, events: Vec::new(), missions: Vec::new() };
     let mut draft = Draft::new(None);
     draft.close(&close(2, 3, 9, DONE), start());
-    let tombstone = Flight { version: 1, ..draft.flight.unwrap() };
-    let results = store.save(&[whole(flight.clone()), whole(tombstone.clone())], start()).await;
+    let changes = [Change::new(flight, true), Change::new(draft.flight.unwrap(), true)];
+    let results = store.save(&changes, start()).await;
     assert!(results.iter().all(Result::is_ok));
     let mut loaded = store.load(&[id(1), id(2), id(3)]).await.unwrap();
     loaded.sort_by_key(|flight| flight.delivery_id);
-    assert_eq!(loaded, [flight, tombstone]);
+    assert_eq!(loaded, changes.map(|change| change.flight));
     assert!(store.load(&[]).await.unwrap().is_empty());
     assert!(store.save(&[], start()).await.is_empty());
 }
@@ -69,12 +73,27 @@ pub(super) async fn a_change_of_another_version_is_a_conflict_and_harms_no_neigh
     assert!(matches!(results[0], Err(SaveError::Conflict)) && results[1].is_ok(), "{results:?}");
     let known = store.load(&[id(1)]).await.unwrap().remove(0);
     let (first, second) = (moving(&known, 5), moving(&known, 6));
-    let unknown = Change { flight: Flight { delivery_id: id(3), ..first.flight.clone() }, ..opening(3) };
+    let flight = Flight { delivery_id: id(3), ..first.flight.clone() };
+    let unknown = Change { replaces: first.replaces, flight, ..opening(3) };
     let results = store.save(&[first, unknown], start()).await;
     assert!(results[0].is_ok() && matches!(results[1], Err(SaveError::Conflict)), "{results:?}");
     assert!(matches!(store.save(&[second], start()).await[0], Err(SaveError::Conflict)));
     let stored = store.load(&[id(1), id(3)]).await.unwrap();
     assert_eq!((stored.len(), stored[0].last.unwrap().sequence), (1, 5));
+}
+
+/// A failover loses positions that an instance still remembers, and another instance writes others in their place.
+pub(super) async fn positions_that_were_lost_never_make_a_close_undone(opened: Opened) {
+    let store = opened.store;
+    store.save(&[opening(1)], start()).await;
+    let known = store.load(&[id(1)]).await.unwrap().remove(0);
+    let remembered = moving(&moving(&known, 5).flight, 6).flight;
+    let moved = moving(&known, 5);
+    assert!(store.save(std::slice::from_ref(&moved), start()).await[0].is_ok());
+    assert!(store.save(&[closing(&moved.flight, 1)], start()).await[0].is_ok());
+    let results = store.save(&[moving(&remembered, 7)], start()).await;
+    assert!(matches!(results[0], Err(SaveError::Conflict)), "as many writes, and not the same: {results:?}");
+    assert!(!store.load(&[id(1)]).await.unwrap()[0].is_open());
 }
 
 pub(super) async fn a_lost_change_leaves_no_event_and_no_mission(opened: Opened) {
@@ -93,8 +112,10 @@ pub(super) async fn moved_names_only_what_is_at_another_version(opened: Opened) 
     store.save(&[opening(1), opening(2)], start()).await;
     let known = store.load(&[id(1)]).await.unwrap().remove(0);
     store.save(&[moving(&known, 5)], start()).await;
-    let moved = store.moved(&[(id(1), 1), (id(2), 1), (id(3), 0)]).await.unwrap();
-    assert_eq!(moved.iter().map(|flight| (flight.delivery_id, flight.version)).collect::<Vec<_>>(), [(id(1), 2)]);
+    let first = opening(1).flight.version;
+    let moved = store.moved(&[(id(1), first), (id(2), first), (id(3), Version::default())]).await.unwrap();
+    let moved: Vec<_> = moved.iter().map(|flight| (flight.delivery_id, flight.version)).collect();
+    assert_eq!(moved, [(id(1), first.next(false))]);
     assert!(store.moved(&[]).await.unwrap().is_empty());
 }
 
@@ -383,6 +404,7 @@ macro_rules! suites {
 suites!([
     what_is_saved_is_loaded_again,
     a_change_of_another_version_is_a_conflict_and_harms_no_neighbour,
+    positions_that_were_lost_never_make_a_close_undone,
     a_lost_change_leaves_no_event_and_no_mission,
     moved_names_only_what_is_at_another_version,
     missions_are_the_open_flights_of_the_audience,

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use contracts::{BaseId, DeliveryId, DroneId, Timestamp, events::CloudEvent};
 use messaging::outbox::OutboxSource;
 
-use crate::domain::{Flight, MissionNote};
+use crate::domain::{Flight, MissionNote, Version};
 
 use self::redis::RedisStore;
 pub(crate) use rows::AuditRow;
@@ -48,7 +48,9 @@ pub(crate) enum SaveError {
 /// A flight as it is to be, if it is still at the version before.
 #[derive(Debug)]
 pub(crate) struct Change {
-    /// The new state. Its version is one more than that of the state that it replaces; 1 for a new row.
+    /// The version of the state that it replaces; 0 for a new row.
+    pub(crate) replaces: Version,
+    /// The new state, of the version after that.
     pub(crate) flight: Flight,
     /// More than the last fix differs.
     pub(crate) whole: bool,
@@ -56,6 +58,15 @@ pub(crate) struct Change {
     pub(crate) events: Vec<CloudEvent>,
     /// For the mission log, in order.
     pub(crate) missions: Vec<MissionNote>,
+}
+
+impl Change {
+    /// The write of a flight that has been altered since it was loaded: of its last position, or of more.
+    pub(crate) fn new(mut flight: Flight, whole: bool) -> Self {
+        let replaces = flight.version;
+        flight.version = replaces.next(whole);
+        Self { replaces, flight, whole, events: Vec::new(), missions: Vec::new() }
+    }
 }
 
 /// Where a reader of the mission log is: the number of the last line that it has seen, of each part that the engine
@@ -121,7 +132,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Flight>, Unavailable>;
 
     /// Those of the flights that are at another version than the one known.
-    async fn moved(&self, known: &[(DeliveryId, u64)]) -> Result<Vec<Flight>, Unavailable>;
+    async fn moved(&self, known: &[(DeliveryId, Version)]) -> Result<Vec<Flight>, Unavailable>;
 
     /// Saves changes, at most one for each flight: one result for each, in order. An Ok is on disk.
     async fn save(&self, changes: &[Change], now: Timestamp) -> Vec<Result<(), SaveError>>;

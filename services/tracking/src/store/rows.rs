@@ -10,24 +10,26 @@ use contracts::{
 use serde::Serialize;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use super::QuietFlight;
-use crate::domain::{Flight, MissionNote, Plan};
+use super::{Change, QuietFlight};
+use crate::domain::{Flight, MissionNote, Plan, Version};
 
 /// The hot half of a flight, as an array: its statement reads it by position.
 #[derive(Serialize)]
 pub(super) struct FixJson(
     DeliveryId,
-    u64,
+    Version,
     Option<f64>,
     Option<f64>,
     Option<f64>,
     Option<i64>,
     Option<u64>,
     Option<i64>,
+    Version,
 );
 
 impl FixJson {
-    pub(super) fn of(flight: &Flight) -> Self {
+    pub(super) fn of(change: &Change) -> Self {
+        let flight = &change.flight;
         let last = flight.last.as_ref();
         Self(
             flight.delivery_id,
@@ -38,6 +40,7 @@ impl FixJson {
             last.map(|fix| fix.at.timestamp_micros()),
             last.map(|fix| fix.sequence),
             flight.last_sampled_at.map(|at| at.timestamp_micros()),
+            change.replaces,
         )
     }
 }
@@ -209,7 +212,7 @@ pub(super) fn flight(row: &SqliteRow) -> Result<Flight, sqlx::Error> {
         last_sampled_at: row.try_get::<Option<i64>, _>("sampled_us")?.map(instant).transpose()?,
         changed_at: instant(row.try_get("changed_us")?)?,
         closed_at: row.try_get::<Option<i64>, _>("closed_us")?.map(instant).transpose()?,
-        version: unsigned(row, "version")?,
+        version: unsigned(row, "version")?.into(),
     })
 }
 

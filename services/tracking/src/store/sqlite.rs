@@ -19,7 +19,7 @@ use super::{
     Audience, Change, LogPage, LogPosition, Look, QuietFlight, SaveError, Store, Unavailable,
     rows::{self, AuditRow, FixJson, FlightJson, MissionJson},
 };
-use crate::domain::{Flight, MissionNote};
+use crate::domain::{Flight, MissionNote, Version};
 
 const TABLES: &str = "
 create table flights (
@@ -81,10 +81,11 @@ update fixes set version = new.version, latitude = new.latitude, longitude = new
     at_us = new.at_us, sequence = new.sequence, sampled_us = new.sampled_us
 from (
     select value ->> 0 as id, value ->> 1 as version, value ->> 2 as latitude, value ->> 3 as longitude,
-        value ->> 4 as battery, value ->> 5 as at_us, value ->> 6 as sequence, value ->> 7 as sampled_us
+        value ->> 4 as battery, value ->> 5 as at_us, value ->> 6 as sequence, value ->> 7 as sampled_us,
+        value ->> 8 as replaces
     from json_each(?)
 ) as new
-where fixes.delivery_id = new.id and fixes.version = new.version - 1
+where fixes.delivery_id = new.id and fixes.version = new.replaces
 returning delivery_id";
 
 /// Flights by id. The cross joins keep the order: what is asked for leads, and the rest is looked up.
@@ -113,7 +114,7 @@ impl SqliteStore {
     async fn write(&self, changes: &[Change], now: Timestamp) -> Result<Vec<Result<(), SaveError>>, sqlx::Error> {
         let mut transaction = self.db.writer.begin_with("BEGIN IMMEDIATE").await?;
         let mut won = HashSet::with_capacity(changes.len());
-        let (fresh, known): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.flight.version == 1);
+        let (fresh, known): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.replaces == Version::default());
         insert_fixes(&mut transaction, &fresh, &mut won).await?;
         update_fixes(&mut transaction, &known, &mut won).await?;
         let winners = || changes.iter().filter(|change| won.contains(&change.flight.delivery_id));
@@ -138,7 +139,7 @@ fn json(rows: &impl Serialize) -> Result<String, sqlx::Error> {
 }
 
 fn fixes(changes: &[&Change]) -> Result<String, sqlx::Error> {
-    json(&changes.iter().map(|change| FixJson::of(&change.flight)).collect::<Vec<_>>())
+    json(&changes.iter().map(|change| FixJson::of(change)).collect::<Vec<_>>())
 }
 
 fn note_winners(rows: &[SqliteRow], won: &mut HashSet<DeliveryId>) -> Result<(), sqlx::Error> {
@@ -239,7 +240,7 @@ impl Store for SqliteStore {
         read(&rows, rows::flight)
     }
 
-    async fn moved(&self, known: &[(DeliveryId, u64)]) -> Result<Vec<Flight>, Unavailable> {
+    async fn moved(&self, known: &[(DeliveryId, Version)]) -> Result<Vec<Flight>, Unavailable> {
         if known.is_empty() {
             return Ok(Vec::new());
         }

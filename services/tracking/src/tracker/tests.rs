@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::REPORTS_PER_PLACE;
 use crate::{
-    domain::Flight,
+    domain::{Flight, Version},
     fixtures::{Bench, close, open, report, sqlite},
     store::{Audience, Change, LogPage, LogPosition, Look, Opened, QuietFlight, SaveError, Store, Unavailable},
 };
@@ -33,7 +33,7 @@ impl Store for HeldUp {
         self.store.load(ids).await
     }
 
-    async fn moved(&self, known: &[(DeliveryId, u64)]) -> Result<Vec<Flight>, Unavailable> {
+    async fn moved(&self, known: &[(DeliveryId, Version)]) -> Result<Vec<Flight>, Unavailable> {
         self.store.moved(known).await
     }
 

@@ -85,7 +85,7 @@ pub(super) fn flight(delivery_id: DeliveryId, fields: Fields) -> Result<Option<F
         last_sampled_at: sampled_at,
         changed_at: whole.changed_at,
         closed_at: whole.closed_at,
-        version,
+        version: version.into(),
     }))
 }
 

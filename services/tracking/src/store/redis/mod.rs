@@ -33,7 +33,7 @@ use self::{
 use super::{
     Audience, AuditRow, Change, Elsewhere, LogPage, LogPosition, Look, QuietFlight, SaveError, Store, Unavailable,
 };
-use crate::domain::{Flight, MissionNote};
+use crate::domain::{Flight, MissionNote, Version};
 
 /// Flights read in one request: some tens of kilobytes, and well below a millisecond of the server.
 const READ_AT_ONCE: usize = 128;
@@ -199,12 +199,12 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn moved(&self, known: &[(DeliveryId, u64)]) -> Result<Vec<Flight>, Unavailable> {
-        let known: BTreeMap<DeliveryId, u64> = known.iter().copied().collect();
+    async fn moved(&self, known: &[(DeliveryId, Version)]) -> Result<Vec<Flight>, Unavailable> {
+        let known: BTreeMap<DeliveryId, Version> = known.iter().copied().collect();
         let ids: Vec<DeliveryId> = known.keys().copied().collect();
         let moved = self.read(&ids, &["version"], |id, row| {
             let (version,): (Option<u64>,) = redis::FromRedisValue::from_redis_value(redis::Value::Array(row))?;
-            Ok(version.filter(|version| known.get(&id) != Some(version)).map(|_| id))
+            Ok(version.map(Version::from).filter(|version| known.get(&id) != Some(version)).map(|_| id))
         });
         let moved = moved.await?;
         self.load(&moved).await

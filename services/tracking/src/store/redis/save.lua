@@ -1,4 +1,4 @@
--- Saves the changes of one bucket: for each, all of it if the flight is at the version before, or else nothing of it.
+-- Saves the changes of one bucket: for each, all of it if the flight is at the version that it replaces, or else nothing of it.
 -- Runs without `allow-oom`, so that a store that is full refuses the call before any write; but for a call that only ends
 -- flights, which makes room.
 --
@@ -6,7 +6,7 @@
 -- closed flights by close, the channel of changes; then for each change its flight, and for each of its mission notes
 -- the base's and the drone's set of flights.
 -- ARGV: who saves; the instant, in microseconds; how a change is told (PUBLISH or SPUBLISH); how long a closed flight is kept, in milliseconds; then for each change:
---   id, version, fix, flight ('' where only the fix differs), open ('1' or '0'), longitude ('' where the index takes
+--   id, version that it replaces ('0' where there is no flight), version, fix, flight ('' where only the fix differs), open ('1' or '0'), longitude ('' where the index takes
 --   none), latitude, instant of the change, instant of the close;
 --   how many events, and for each: id, topic, key, kind, source, time, traceparent, data;
 --   how many mission notes, and for each: assigned ('1' or '0'), note.
@@ -84,9 +84,9 @@ end
 local outcomes, changed_flights = {}, {}
 while next_argument <= #ARGV do
     local flight = key()
-    local id, version, fix, whole, is_open, longitude, latitude, changed, closed = take(9)
-    local stored = tonumber(redis.call('HGET', flight, 'version') or '0')
-    local won = stored == tonumber(version) - 1
+    local id, replaces, version, fix, whole, is_open, longitude, latitude, changed, closed = take(10)
+    -- As text: a version may be larger than what Lua's numbers hold whole.
+    local won = (redis.call('HGET', flight, 'version') or '0') == replaces
     if won then
         write(flight, id, version, fix, whole, is_open, longitude, latitude, changed, closed)
         changed_flights[#changed_flights + 1] = id

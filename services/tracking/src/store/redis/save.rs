@@ -159,7 +159,8 @@ fn call(shared: &Shared, bucket: Bucket, changes: &[&Change], now: Timestamp) ->
 
 fn add_flight(call: &mut Call, change: &Change) -> Result<(), Unavailable> {
     let flight = &change.flight;
-    call.arg(flight.delivery_id.key()).arg(flight.version).arg(documents::fix(flight)?);
+    call.arg(flight.delivery_id.key()).arg(change.replaces.number()).arg(flight.version.number());
+    call.arg(documents::fix(flight)?);
     if change.whole {
         call.arg(documents::whole(flight)?);
     } else {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use contracts::{
     Coordinate, Stage,
-    commands::{OpenOutcome, ReportOutcome},
+    commands::{CloseOutcome, OpenOutcome, ReportOutcome},
 };
 use messaging::outbox::OutboxSource;
 use testkit::until;
@@ -236,6 +236,31 @@ mod on_redis_cluster_of_its_own {
             assert_eq!(bench.open(open(number, 2, 1)).await, OpenOutcome::Opened, "its primary has no replica left");
         }
         assert_eq!(bench.events("StageChanged").await.len(), 2 * FLIGHTS as usize);
+    }
+
+    #[tokio::test]
+    async fn a_command_that_no_replica_has_is_not_acknowledged_however_often_it_comes() {
+        const REPLICAS: [&str; 3] = ["redis-cluster-4", "redis-cluster-5", "redis-cluster-6"];
+        let Some(own) = Own::start("redis-cluster", "TEST_REDIS_CLUSTER_URL").await else { return };
+        let bench = Bench::over(&open_store(&own.url).await.unwrap());
+        assert_eq!(bench.open(open(1, 1, 1)).await, OpenOutcome::Opened);
+        for node in REPLICAS {
+            own.freeze_node(node).await;
+        }
+        for _ in 0..3 {
+            assert_eq!(bench.open(open(2, 1, 1)).await, OpenOutcome::Unavailable);
+            assert_eq!(bench.close(close(1, 1, 1, Stage::Completed)).await, CloseOutcome::Unavailable);
+        }
+        assert!(bench.stored(2).await.is_some_and(|flight| flight.is_open()), "it is there, in one place");
+        assert!(bench.stored(1).await.is_some_and(|flight| !flight.is_open()));
+        for node in REPLICAS {
+            own.thaw_node(node).await;
+        }
+        until("the replicas follow again", async || {
+            (bench.open(open(2, 1, 1)).await == OpenOutcome::Opened).then_some(())
+        })
+        .await;
+        assert!(matches!(bench.close(close(1, 1, 1, Stage::Completed)).await, CloseOutcome::Closed { .. }));
     }
 }
 
