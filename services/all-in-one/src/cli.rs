@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
+use chassis::{fail, note};
 use clap::{Args, Parser, Subcommand};
 use contracts::{Clock, SystemClock, api::Role};
 use tokio_util::sync::CancellationToken;
@@ -147,23 +148,12 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|error| fail(&error))
 }
 
-fn fail(error: &anyhow::Error) -> ExitCode {
-    // Nobody can be told that standard error does not take it.
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
-    ExitCode::FAILURE
-}
-
 fn print(text: &str) -> anyhow::Result<ExitCode> {
     match writeln!(std::io::stdout(), "{text}") {
         // Whoever read it has had enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         result => Ok(result.map(|()| ExitCode::SUCCESS)?),
     }
-}
-
-fn note(text: &str) {
-    // Nobody can be told that standard error does not take it.
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn token(args: &TokenArgs) -> anyhow::Result<String> {
@@ -187,14 +177,20 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let started = clock.now();
     let data = DataDir::create(&args.data_dir)?;
     let _lock = data.lock()?;
+    args.stores.remember(&data)?;
     let shutdown = CancellationToken::new();
     let stores = args.stores.with_folder(&data);
     let system = System::start(&data, &stores, args.port, clock.clone(), shutdown.clone()).await?;
     let url = system.url();
-    let seconds = (clock.now() - started).as_seconds_f64();
     let mut places = vec![args.data_dir.display().to_string()];
     places.extend(args.stores.named());
-    note(&format!("serving at {url} after {seconds:.2} s, data in {}", places.join(", ")));
+    let serving = {
+        let (clock, url) = (clock.clone(), url.clone());
+        move || {
+            let seconds = (clock.now() - started).as_seconds_f64();
+            note(&format!("serving at {url} after {seconds:.2} s, data in {}", places.join(", ")));
+        }
+    };
 
     let delivery = peer_of(&system, "delivery", clock.clone())?;
     let log = system.log.clone();
@@ -216,7 +212,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
             () = shutdown.cancelled() => Ok(None),
         }
     });
-    let serving = system.run();
+    let serving = system.run(serving);
     tokio::pin!(serving, simulation);
     let result = tokio::select! {
         result = &mut serving => return result,
@@ -275,6 +271,7 @@ async fn simulate(config: simulator::Config) -> anyhow::Result<()> {
 async fn run_audit(args: AuditArgs) -> anyhow::Result<ExitCode> {
     let data = DataDir::open(&args.data_dir)?;
     let _lock = data.lock().context("an audit needs the stores at rest")?;
+    args.stores.recall(&data)?;
     let ledger = match &args.accepted {
         Some(path) => Some(read_ledger(path)?),
         None => None,

@@ -11,6 +11,9 @@ use auth::{DevIssuer, SigningKey};
 use fs4::fs_std::FileExt;
 use url::Url;
 
+/// The signing key's file.
+const KEY: &str = "dev-issuer.key";
+
 /// Why the folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
@@ -106,33 +109,43 @@ impl DataDir {
 
     /// The development issuer, with the key in the folder; a key is made where there is none.
     pub fn issuer(&self) -> Result<DevIssuer, DataDirError> {
-        let path = self.path.join("dev-issuer.key");
+        let path = self.path.join(KEY);
         let bad_key = |source| DataDirError::Key { path: path.clone(), source };
-        let key = match fs::read(&path) {
-            Ok(bytes) => SigningKey::from_bytes(bytes).map_err(bad_key)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = SigningKey::generate().map_err(bad_key)?;
-                let bytes =
-                    self.keep_key(&path, &key).map_err(|source| DataDirError::Io { path: path.clone(), source })?;
-                SigningKey::from_bytes(bytes).map_err(bad_key)?
-            }
-            Err(source) => return Err(DataDirError::Io { path, source }),
+        let bytes = match self.kept(KEY)? {
+            Some(bytes) => bytes,
+            None => self.keep(KEY, SigningKey::generate().map_err(bad_key)?.as_bytes())?,
         };
+        let key = SigningKey::from_bytes(bytes).map_err(bad_key)?;
         DevIssuer::new(&key).map_err(bad_key)
     }
 
-    /// Makes `key` the folder's, unless another process has been quicker; answers the one that it is. Written aside and
-    /// linked, so that a kill leaves no half key, and a key that somebody may have used already is never replaced.
-    fn keep_key(&self, path: &Path, key: &SigningKey) -> io::Result<Vec<u8>> {
+    /// What the folder keeps by that name, if anything.
+    pub fn kept(&self, name: &str) -> Result<Option<Vec<u8>>, DataDirError> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DataDirError::Io { path, source }),
+        }
+    }
+
+    /// Keeps `bytes` by that name, unless something is kept by it already; answers what is. For its owner's eyes only.
+    pub fn keep(&self, name: &str, bytes: &[u8]) -> Result<Vec<u8>, DataDirError> {
+        let path = self.path.join(name);
+        self.write_once(&path, bytes).map_err(|source| DataDirError::Io { path, source })
+    }
+
+    /// Written aside and linked, so that a kill leaves no half file, and one that somebody may have used already is never
+    /// replaced.
+    fn write_once(&self, path: &Path, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let aside = path.with_extension(format!("{:016x}.new", rand::random::<u64>()));
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&aside)?;
-        let linked = file.write_all(key.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| {
-            match fs::hard_link(&aside, path) {
+        let linked =
+            file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| match fs::hard_link(&aside, path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 result => result,
-            }
-        });
-        // Left behind after a kill, it is a key that nobody uses.
+            });
+        // Left behind after a kill, it is a file that nobody uses.
         let removed = fs::remove_file(&aside);
         linked.and(removed)?;
         sync_folder(&self.path)?;

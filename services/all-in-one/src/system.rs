@@ -1,13 +1,16 @@
 //! All services in one JoinSet: a listener, a Node and the same `run` for each.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, pin::pin, sync::Arc};
 
 use anyhow::Context;
 use auth::DevIssuer;
-use chassis::{Node, Peers, config::SERVICES, supervise, supervise::Tasks};
+use chassis::{Door, Node, Peers, config::SERVICES, supervise, supervise::Tasks};
 use contracts::Clock;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use messaging::EventLog;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{DataDir, Stores};
@@ -22,6 +25,8 @@ pub struct System {
     pub issuer: DevIssuer,
     /// The services' URLs.
     pub peers: Peers,
+    /// Every service serves.
+    opened: BoxFuture<'static, ()>,
     tasks: Tasks,
     shutdown: CancellationToken,
 }
@@ -38,24 +43,25 @@ impl System {
     ) -> anyhow::Result<Self> {
         let issuer = data.issuer()?;
         let log = messaging::open(&stores.event_log, clock.clone()).await.context("the event log cannot be opened")?;
-        let mut listeners = HashMap::new();
+        let mut doors = HashMap::new();
         let mut urls = HashMap::new();
         for service in SERVICES {
             let port = if service == "gateway" { port } else { 0 };
-            let listener = TcpListener::bind(("127.0.0.1", port))
+            let door = Door::bind(("127.0.0.1", port))
                 .await
                 .with_context(|| format!("{service} cannot listen on port {port} (--port)"))?;
-            urls.insert(service, format!("http://{}", listener.local_addr()?));
-            listeners.insert(service, listener);
+            urls.insert(service, format!("http://{}", door.address()?));
+            doors.insert(service, door);
         }
-        let gateway = listeners.get("gateway").context("the gateway has a listener")?.local_addr()?;
+        let gateway = doors.get("gateway").context("the gateway has a door")?.address()?;
+        let opened = doors.values().map(Door::opened).collect::<Vec<_>>();
         let peers = Peers(urls);
         let mut tasks = Tasks::new();
         for service in SERVICES {
             let node = Node {
                 service,
                 instance: format!("{service}-{}", clock.new_id()),
-                listener: listeners.remove(service).context("every service has a listener")?,
+                door: doors.remove(service).context("every service has a door")?,
                 log: log.clone(),
                 shutdown: shutdown.clone(),
                 peers: peers.clone(),
@@ -66,7 +72,8 @@ impl System {
             };
             spawn(&mut tasks, stores, node);
         }
-        Ok(Self { gateway, log, issuer, peers, tasks, shutdown })
+        let opened = join_all(opened).map(drop).boxed();
+        Ok(Self { gateway, log, issuer, peers, opened, tasks, shutdown })
     }
 
     /// Where the gateway answers.
@@ -74,9 +81,15 @@ impl System {
         format!("http://{}", self.gateway)
     }
 
-    /// Runs until shutdown, or until a service fails.
-    pub async fn run(self) -> anyhow::Result<()> {
-        supervise("all-in-one", self.tasks, self.shutdown).await
+    /// Runs until shutdown, or until a service fails. Calls `serving` once every service has opened its store and
+    /// takes requests.
+    pub async fn run(self, serving: impl FnOnce()) -> anyhow::Result<()> {
+        let mut run = pin!(supervise("all-in-one", self.tasks, self.shutdown));
+        tokio::select! {
+            result = &mut run => return result,
+            () = self.opened => serving(),
+        }
+        run.await
     }
 }
 
@@ -121,7 +134,7 @@ mod tests {
         let system =
             System::start(&data, &Stores::embedded(&data), 0, Arc::new(SystemClock), shutdown.clone()).await.unwrap();
         let mut running = tokio::task::JoinSet::new();
-        running.spawn(system.run());
+        running.spawn(system.run(|| ()));
         let expected = ["events.db", "delivery.db", "tracking.db", "lake/deliveries/_delta_log", "lake/positions"];
         until("the stores", || async { expected.iter().all(|name| folder.join(name).exists()).then_some(()) }).await;
         shutdown.cancel();

@@ -42,6 +42,10 @@ pub struct Config {
     pub sole_owner: Option<String>,
 }
 
+impl chassis::Settings for Config {
+    const PEERS: &'static [&'static str] = &["package", "fleet", "tracking", "history", "lookup"];
+}
+
 /// Runs the service until its node is shut down.
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let store = store::open(&config.store).await?;
@@ -60,7 +64,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         .store(&store, |store| async move { store.ping().await })
         .event_log(&node.log)
         .peers([&peers.package, &peers.fleet, &peers.tracking, &history, &lookup]);
-    let Node { listener, log, shutdown, clock, region, instance, .. } = node;
+    let Node { door, log, shutdown, clock, region, instance, .. } = node;
 
     let mut tasks = Tasks::new();
     let ledger = Ledger::new(store.clone(), clock.clone(), Live::new(), &mut tasks);
@@ -84,7 +88,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     spawn(&mut tasks, retention::run(ledger.clone(), history, lookup, shutdown.clone()));
 
     let state = http::AppState { ledger, driver, authenticator, region, shutdown: shutdown.clone() };
-    tasks.spawn(chassis::serve(listener, http::router(state), readiness, shutdown.clone()));
+    tasks.spawn(chassis::serve(door, http::router(state), readiness, shutdown.clone()));
     supervise("delivery", tasks, shutdown).await
 }
 

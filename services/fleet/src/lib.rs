@@ -44,9 +44,11 @@ pub const STORE_SCHEMES: [&str; 3] = ["sqlite", "postgres", "postgresql"];
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
     /// Fleet's store: sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE.
-    #[arg(long, env = "FLEET_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
+    #[arg(long = "fleet-store", env = "FLEET_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
     pub store: String,
 }
+
+impl chassis::Settings for Config {}
 
 /// Runs the service until the node's shutdown.
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
@@ -60,7 +62,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let desk = Desk::open(&fleet, &mut tasks);
     let authenticator = Authenticator::of(&node);
     let readiness = Readiness::new().store(&store, |store| async move { store.ping().await }).event_log(&node.log);
-    let Node { listener, log, shutdown, clock, instance, .. } = node;
+    let Node { door, log, shutdown, clock, instance, .. } = node;
 
     let relay = Relay { source: outbox, log: log.clone(), signal, clock: clock.clone(), owner: instance };
     spawn(&mut tasks, relay.run(shutdown.clone()));
@@ -74,7 +76,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     spawn(&mut tasks, feed.clone().run(clock, shutdown.clone()));
 
     let app = App { fleet, desk, feed, authenticator, shutdown: shutdown.clone() };
-    tasks.spawn(chassis::serve(listener, http::router(app), readiness, shutdown.clone()));
+    tasks.spawn(chassis::serve(door, http::router(app), readiness, shutdown.clone()));
     chassis::supervise("fleet", tasks, shutdown).await
 }
 

@@ -1,5 +1,7 @@
 //! The fleet service as a process of its own.
 
-fn main() -> anyhow::Result<()> {
-    chassis::config::main("fleet", fleet::run)
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    chassis::main("fleet", fleet::run)
 }

@@ -29,13 +29,17 @@ pub struct Config {
     pub dev_issuer: bool,
 }
 
+impl chassis::Settings for Config {
+    const PEERS: &'static [&'static str] = &["delivery", "package", "fleet", "tracking", "history", "lookup"];
+}
+
 /// Serves the public API until the node's shutdown.
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let gateway = http::Gateway::new(&node)?;
     let readiness = gateway.readiness();
     let router = http::router(gateway, &config);
     let mut tasks = Tasks::new();
-    tasks.spawn(chassis::serve(node.listener, router, readiness, node.shutdown.clone()));
+    tasks.spawn(chassis::serve(node.door, router, readiness, node.shutdown.clone()));
     chassis::supervise("gateway", tasks, node.shutdown).await
 }
 

@@ -1,5 +1,7 @@
 //! The gateway as a process of its own.
 
-fn main() -> anyhow::Result<()> {
-    chassis::config::main("gateway", gateway::run)
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    chassis::main("gateway", gateway::run)
 }

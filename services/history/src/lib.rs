@@ -20,6 +20,7 @@ mod fixtures;
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::Context;
 use chassis::{Node, Readiness, auth::Authenticator, supervise::Tasks};
 use contracts::{Clock, events::Topic};
 use messaging::{EventLog, dead_letters, outbox::chain};
@@ -29,7 +30,7 @@ use crate::{
     domain::{DeliveryRow, PositionRow, at_most_after},
     events::{DEAD_LETTER_GROUP, FlushLimits, Subscriber},
     http::AppState,
-    lake::{CompactionLimits, KeyCache, Lake, LakeError, Reader, Table, Writer, compact, vacuum},
+    lake::{CompactionLimits, KeyCache, Lake, LakeError, Location, Reader, Table, Writer, compact, vacuum},
 };
 
 /// The lake as the audit reads it: raw, when nothing is running.
@@ -53,16 +54,16 @@ pub struct Config {
     /// AWS_SECRET_ACCESS_KEY, AWS_REGION and, for a store that is not Amazon's, AWS_ENDPOINT (and AWS_ALLOW_HTTP=true);
     /// az://CONTAINER/PREFIX, with AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY. Bucket and container must
     /// be there, and the credentials must allow reading, writing, deleting and listing.
-    #[arg(long = "lake", env = "LAKE")]
+    #[arg(long = "lake", env = "LAKE", value_parser = parse_lake)]
     pub lake_url: String,
     /// Seconds after which what was read is committed.
-    #[arg(long, env = "HISTORY_FLUSH_SECONDS", default_value = "2", value_parser = parse_seconds)]
+    #[arg(long = "history-flush-seconds", env = "HISTORY_FLUSH_SECONDS", default_value = "2", value_parser = parse_seconds)]
     pub flush_interval: Duration,
     /// Rows with which what was read is committed before that.
-    #[arg(long, env = "HISTORY_FLUSH_ROWS", default_value_t = 20_000)]
+    #[arg(long = "history-flush-rows", env = "HISTORY_FLUSH_ROWS", default_value_t = 20_000)]
     pub flush_rows: usize,
     /// Seconds between two looks for dates with many small files.
-    #[arg(long, env = "HISTORY_COMPACT_SECONDS", default_value = "60", value_parser = parse_seconds)]
+    #[arg(long = "history-compact-seconds", env = "HISTORY_COMPACT_SECONDS", default_value = "60", value_parser = parse_seconds)]
     pub compact_interval: Duration,
 }
 
@@ -75,6 +76,22 @@ impl Config {
             flush_rows: 20_000,
             compact_interval: Duration::from_secs(60),
         }
+    }
+}
+
+impl chassis::Settings for Config {
+    fn check(&self) -> anyhow::Result<()> {
+        Location::open(&self.lake_url).map(drop).context("LAKE")
+    }
+}
+
+/// Takes where a lake is: only the form, the rest is for who opens it to say.
+pub fn parse_lake(text: &str) -> Result<String, String> {
+    if Location::is_named_by(text) {
+        Ok(text.to_owned())
+    } else {
+        // Not the text itself: it may hold a password.
+        Err("expected a path, file:///ABSOLUTE/PATH, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX".to_owned())
     }
 }
 
@@ -123,7 +140,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let readiness = Readiness::new().store(table, |table| async move { table.ping().await }).event_log(&node.log);
     let reader = Arc::new(Reader::new(lake.deliveries, delivery_keys));
     let router = http::router(AppState { reader, authenticator: Authenticator::of(&node) });
-    tasks.spawn(chassis::serve(node.listener, router, readiness, node.shutdown.clone()));
+    tasks.spawn(chassis::serve(node.door, router, readiness, node.shutdown.clone()));
     chassis::supervise(node.service, tasks, node.shutdown).await
 }
 

@@ -1,5 +1,7 @@
 //! The history service as a process of its own.
 
-fn main() -> anyhow::Result<()> {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     chassis::main("history", history::run)
 }

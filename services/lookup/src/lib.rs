@@ -46,6 +46,8 @@ pub struct Config {
     pub store: String,
 }
 
+impl chassis::Settings for Config {}
+
 /// Runs the service until the node's shutdown.
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let store = store::open(&config.store).await.context("LOOKUP_STORE cannot be opened")?;
@@ -61,7 +63,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         Ok(())
     });
     tasks.spawn(sweep(store, node.clock, sweeping));
-    tasks.spawn(chassis::serve(node.listener, router, readiness, shutdown.clone()));
+    tasks.spawn(chassis::serve(node.door, router, readiness, shutdown.clone()));
     chassis::supervise("lookup", tasks, shutdown).await
 }
 

@@ -1,5 +1,7 @@
 //! The lookup service as a process of its own.
 
-fn main() -> anyhow::Result<()> {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     chassis::main("lookup", lookup::run)
 }

@@ -53,6 +53,8 @@ pub struct Config {
     pub relaying: Relaying,
 }
 
+impl chassis::Settings for Config {}
+
 /// Runs the service until the node's shutdown.
 pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
     let opened = store::open(&config.store, config.relaying, node.clock.clone()).await;
@@ -86,7 +88,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         Ok(())
     });
     tasks.spawn(sweep(opened.store, node.clock, sweeping));
-    tasks.spawn(chassis::serve(node.listener, router, readiness, shutdown.clone()));
+    tasks.spawn(chassis::serve(node.door, router, readiness, shutdown.clone()));
     chassis::supervise("package", tasks, shutdown).await
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    io::Write as _,
+    io::{IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -57,7 +57,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::City { seed, out } => draw_city(seed, out),
         Command::Run(config) => {
             let filter = log_filter(std::env::var_os("RUST_LOG").as_deref())?;
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            let colours = std::io::stderr().is_terminal();
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(run(config))
         }

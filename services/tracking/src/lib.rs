@@ -58,8 +58,12 @@ pub struct Config {
     /// Where flights are kept: sqlite:PATH, redis://HOST:PORT/DB?prefix=NAME, or redis+cluster://HOST:PORT,HOST:PORT; with
     /// rediss for TLS. The server must have maxmemory-policy noeviction and appendonly yes, and should have
     /// appendfsync always.
-    #[arg(long, env = "TRACKING_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
+    #[arg(long = "tracking-store", env = "TRACKING_STORE", value_parser = chassis::config::store_url(&STORE_SCHEMES))]
     pub store: String,
+}
+
+impl chassis::Settings for Config {
+    const PEERS: &'static [&'static str] = &["delivery"];
 }
 
 /// Runs the service until the node's shutdown.
@@ -131,7 +135,7 @@ pub async fn run(config: Config, node: Node) -> anyhow::Result<()> {
         janitor::run(store, clock, token).await;
         Ok(())
     });
-    tasks.spawn(chassis::serve(node.listener, router, readiness, shutdown.clone()));
+    tasks.spawn(chassis::serve(node.door, router, readiness, shutdown.clone()));
     chassis::supervise("tracking", tasks, shutdown).await
 }
 

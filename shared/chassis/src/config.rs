@@ -1,6 +1,9 @@
 //! Starts one service as a process of its own, configured by the environment.
 
-use std::{collections::HashMap, future::Future, io::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap, future::Future, io::Write as _, path::PathBuf, pin::pin, process::ExitCode, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
 use auth::{DevIssuer, SigningKey};
@@ -9,11 +12,10 @@ use clap::{
     error::{ContextKind, ContextValue},
 };
 use contracts::{Clock, Region, SystemClock};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::{Node, Peers, client::URL_SEPARATORS, supervise};
+use crate::{Door, Node, Peers, client::URL_SEPARATORS, fail, note, supervise};
 
 /// How long a service may take to end after it was asked to: what its tasks may take, and as long again as an open
 /// request may for what follows them. Below the 30 s after which the usual orchestrators kill.
@@ -44,6 +46,17 @@ pub struct NodeConfig {
     /// Where the others are: name=URL, separated by commas; a name comes once for each of its replicas.
     #[arg(long, env = "PEERS", value_delimiter = ',', value_parser = parse_peer)]
     pub peers: Vec<(&'static str, String)>,
+}
+
+/// What a service is configured by, besides its node.
+pub trait Settings: Args {
+    /// The services that it calls.
+    const PEERS: &'static [&'static str] = &[];
+
+    /// What parsing cannot tell, without opening anything: an error names the variable.
+    fn check(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
 }
 
 /// The names of the services that others call.
@@ -101,12 +114,16 @@ pub fn store_url(schemes: &'static [&'static str]) -> impl Fn(&str) -> Result<St
 /// The error as it is, but for the user and the password of a refused URL, which it would show.
 pub fn without_password(mut error: clap::Error) -> clap::Error {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return error };
-    if let Some((before, place)) = value.rsplit_once('@') {
-        let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
-        let shown = ContextValue::String(format!("{scheme}...@{place}"));
-        error.insert(ContextKind::InvalidValue, shown);
-    }
+    let shown = ContextValue::String(without_user(value));
+    error.insert(ContextKind::InvalidValue, shown);
     error
+}
+
+/// A URL, or what was meant as one, without its user and password.
+pub fn without_user(url: &str) -> String {
+    let Some((before, place)) = url.rsplit_once('@') else { return url.to_owned() };
+    let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
+    format!("{scheme}{place}")
 }
 
 /// The replicas of a service are joined: [`crate::Peer`] takes them apart.
@@ -123,7 +140,7 @@ fn joined(peers: &[(&'static str, String)]) -> HashMap<&'static str, String> {
 }
 
 #[derive(Debug, Parser)]
-struct CommandLine<C: Args> {
+struct CommandLine<C: Settings> {
     /// Check the configuration, say "ok" and end; nothing is opened.
     #[arg(long)]
     check_config: bool,
@@ -133,7 +150,7 @@ struct CommandLine<C: Args> {
     service: C,
 }
 
-fn command<C: Args>(service: &'static str) -> clap::Command {
+fn command<C: Settings>(service: &'static str) -> clap::Command {
     // The first line is set last: otherwise it is that of whichever options were added last.
     let command = CommandLine::<C>::command().name(service).about(format!("The {service} service"));
     command.after_help(AFTER_HELP).mut_args(|option| {
@@ -147,23 +164,36 @@ fn command<C: Args>(service: &'static str) -> clap::Command {
 }
 
 /// What parsing cannot tell, without opening anything.
-fn check(config: &NodeConfig) -> anyhow::Result<()> {
-    let key = &config.dev_issuer_key;
+fn check<C: Settings>(config: &CommandLine<C>) -> anyhow::Result<()> {
+    let key = &config.node.dev_issuer_key;
     ensure!(key.is_file(), "DEV_ISSUER_KEY: there is no file {}", key.display());
-    Ok(())
+    for needed in C::PEERS {
+        let is_there = config.node.peers.iter().any(|(name, _)| name == needed);
+        ensure!(is_there, "PEERS: '{needed}' is missing; it calls {}", C::PEERS.join(", "));
+    }
+    config.service.check()
 }
 
 /// Runs a service until SIGINT or SIGTERM; the whole of a service's `main`.
-pub fn main<C, F, Fut>(service: &'static str, run: F) -> anyhow::Result<()>
+pub fn main<C, F, Fut>(service: &'static str, run: F) -> ExitCode
 where
-    C: Args,
+    C: Settings,
+    F: FnOnce(C, Node) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    start(service, run).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
+}
+
+fn start<C, F, Fut>(service: &'static str, run: F) -> anyhow::Result<()>
+where
+    C: Settings,
     F: FnOnce(C, Node) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
     crate::init()?;
     let matches = command::<C>(service).try_get_matches().unwrap_or_else(|error| without_password(error).exit());
     let config = CommandLine::<C>::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    check(&config.node)?;
+    check(&config)?;
     if config.check_config {
         return Ok(writeln!(std::io::stdout(), "ok")?);
     }
@@ -171,10 +201,26 @@ where
     let result = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let node = node(service, &config.node, shutdown.clone()).await?;
-        until_stopped(run(config.service, node), asked_to_stop(), &shutdown, STOP_DEADLINE).await
+        let (address, opened) = (node.door.address()?, node.door.opened());
+        let run = telling(run(config.service, node), opened, || note(&format!("{service} serves at http://{address}")));
+        until_stopped(run, asked_to_stop(), &shutdown, STOP_DEADLINE).await
     });
     runtime.shutdown_timeout(BLOCKING_DEADLINE);
     result
+}
+
+/// Runs, and tells once it has begun to serve.
+async fn telling(
+    run: impl Future<Output = anyhow::Result<()>>,
+    opened: impl Future<Output = ()>,
+    tell: impl FnOnce(),
+) -> anyhow::Result<()> {
+    let mut run = pin!(run);
+    tokio::select! {
+        result = &mut run => return result,
+        () = opened => tell(),
+    }
+    run.await
 }
 
 /// Runs until `stop` has come, and then at most `deadline` more.
@@ -184,7 +230,7 @@ async fn until_stopped(
     shutdown: &CancellationToken,
     deadline: Duration,
 ) -> anyhow::Result<()> {
-    let mut run = std::pin::pin!(run);
+    let mut run = pin!(run);
     tokio::select! {
         result = &mut run => return result,
         () = stop => shutdown.cancel(),
@@ -197,9 +243,8 @@ async fn until_stopped(
 
 async fn node(service: &'static str, config: &NodeConfig, shutdown: CancellationToken) -> anyhow::Result<Node> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let listener = TcpListener::bind(&config.listen)
-        .await
-        .with_context(|| format!("LISTEN: cannot listen on {}", config.listen))?;
+    let door =
+        Door::bind(&config.listen).await.with_context(|| format!("LISTEN: cannot listen on {}", config.listen))?;
     let log = messaging::open(&config.event_log, clock.clone()).await.context("EVENT_LOG cannot be opened")?;
     let key = std::fs::read(&config.dev_issuer_key)
         .with_context(|| format!("DEV_ISSUER_KEY: cannot read {}", config.dev_issuer_key.display()))?;
@@ -207,7 +252,7 @@ async fn node(service: &'static str, config: &NodeConfig, shutdown: Cancellation
     Ok(Node {
         service,
         instance: format!("{service}-{}", clock.new_id()),
-        listener,
+        door,
         log,
         shutdown,
         peers: Peers(joined(&config.peers)),
@@ -244,6 +289,15 @@ mod tests {
         /// Another.
         #[arg(long, env = "CHASSIS_TEST_URL", value_parser = store_url(&["sqlite", "redis"]))]
         url: Option<String>,
+    }
+
+    impl Settings for Own {
+        const PEERS: &'static [&'static str] = &["fleet", "lookup"];
+
+        fn check(&self) -> anyhow::Result<()> {
+            ensure!(self.store != 3, "CHASSIS_TEST_STORE: nobody has three");
+            Ok(())
+        }
     }
 
     fn parse(options: &[&str]) -> Result<CommandLine<Own>, clap::Error> {
@@ -285,19 +339,44 @@ mod tests {
             assert!(error.contains(variable), "{option}: {error}");
         }
         let refused = without_password(parse(&["--url=mysql://me:se@cret@place:1/x"]).unwrap_err()).to_string();
-        assert!(refused.contains("mysql://...@place:1/x") && !refused.contains("cret"), "{refused}");
+        assert!(refused.contains("mysql://place:1/x") && !refused.contains("cret"), "{refused}");
         let missing = command::<Own>("test").try_get_matches_from(["test"]).unwrap_err().to_string();
         assert!(missing.contains("EVENT_LOG") && missing.contains("DEV_ISSUER_KEY"), "{missing}");
         assert!(missing.contains("CHASSIS_TEST_STORE"), "{missing}");
     }
 
     #[test]
-    fn a_check_finds_a_missing_key() {
-        let good = parse(&["--check-config", "--event-log=kafka://a:1,b:2/prefix"]).unwrap();
+    fn a_check_finds_what_parsing_does_not() {
+        let peers = "--peers=fleet=http://a,lookup=http://b";
+        let good = parse(&["--check-config", "--event-log=kafka://a:1,b:2/prefix", peers]).unwrap();
         assert!(good.check_config && good.service.store == 1);
-        check(&good.node).unwrap();
-        let bad = parse(&["--dev-issuer-key=no/such/file"]).unwrap();
-        assert!(check(&bad.node).unwrap_err().to_string().starts_with("DEV_ISSUER_KEY"));
+        check(&good).unwrap();
+        let bad = [
+            ([peers, "--dev-issuer-key=no/such/file"], "DEV_ISSUER_KEY: "),
+            (["--peers=fleet=http://a", "--region=there"], "PEERS: 'lookup' is missing"),
+            ([peers, "--store=3"], "CHASSIS_TEST_STORE: "),
+        ];
+        for (options, words) in bad {
+            let error = check(&parse(&options).unwrap()).unwrap_err().to_string();
+            assert!(error.starts_with(words), "{options:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn that_it_serves_is_told_once_it_does_and_not_where_it_fails_before() {
+        let door = Door::bind("127.0.0.1:0").await.unwrap();
+        let (opened, told) = (door.opened(), std::cell::Cell::new(false));
+        let failing = async { anyhow::bail!("no store") };
+        telling(failing, door.opened(), || told.set(true)).await.unwrap_err();
+        assert!(!told.get());
+        let shutdown = CancellationToken::new();
+        let serving = crate::serve(door, axum::Router::new(), crate::Readiness::new(), shutdown.clone());
+        let tell = || {
+            told.set(true);
+            shutdown.cancel();
+        };
+        telling(serving, opened, tell).await.unwrap();
+        assert!(told.get());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What every service stands on: its Node, its start and end, its HTTP server and clients, its errors.
 //!
 //! Invariants:
-//! - a service gets listener, log, clock, peers and shutdown from its Node and nowhere else;
+//! - a service gets its door, log, clock, peers and shutdown from its Node and nowhere else;
 //! - an error that leaves a service is problem+json, whatever went wrong;
 //! - what a caller may take is bounded: connections, the time for a request's head and body, the body's size.
 
@@ -21,15 +21,19 @@ pub mod supervise;
 
 pub use api_error::ApiError;
 pub use client::{Peer, PeerError};
-pub use config::main;
+pub use config::{Settings, main};
 pub use extract::{Json, Path, Query};
 pub use janitor::janitor;
-pub use node::{Node, Peers};
+pub use node::{Door, Node, Peers};
 pub use readiness::Readiness;
 pub use serve::serve;
 pub use supervise::supervise;
 
-use std::ffi::OsStr;
+use std::{
+    ffi::OsStr,
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -48,9 +52,22 @@ pub fn init() -> anyhow::Result<()> {
     // Two providers are in the tree, so that one must be chosen. An error means that it was chosen already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let filter = log_filter(std::env::var_os("LOG").as_deref())?;
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|said| said.is_empty());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // An error means that a subscriber is set, which a test does.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = subscriber.try_init();
     Ok(())
+}
+
+/// Tells whoever started the process; nobody can be told that standard error does not take it.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Says why the process ends.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    note(&format!("error: {error:#}"));
+    ExitCode::FAILURE
 }
 
 /// What the variable asks for, if it is set.

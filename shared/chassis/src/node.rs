@@ -1,11 +1,14 @@
 //! What a service gets from whoever starts it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
 use auth::{DevIssuer, Verifier};
 use contracts::{Clock, Region};
 use messaging::EventLog;
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, ToSocketAddrs},
+    sync::SetOnce,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::Peer;
@@ -14,14 +17,40 @@ use crate::Peer;
 #[derive(Debug, Clone, Default)]
 pub struct Peers(pub HashMap<&'static str, String>);
 
+/// A bound socket: its address is known before its service has opened anything, and it tells when the service answers.
+pub struct Door {
+    pub(crate) socket: TcpListener,
+    pub(crate) opened: Arc<SetOnce<()>>,
+}
+
+impl Door {
+    /// Binds; connections wait until [`crate::serve`] takes them.
+    pub async fn bind(at: impl ToSocketAddrs) -> io::Result<Self> {
+        Ok(Self { socket: TcpListener::bind(at).await?, opened: Arc::default() })
+    }
+
+    /// Where it is bound.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Returns once the service takes connections: its stores are open.
+    pub fn opened(&self) -> impl Future<Output = ()> + Send + use<> {
+        let opened = self.opened.clone();
+        async move {
+            opened.wait().await;
+        }
+    }
+}
+
 /// Everything that a service shares with others.
 pub struct Node {
     /// The service's name.
     pub service: &'static str,
     /// This process, unique among all replicas and restarts.
     pub instance: String,
-    /// Bound already: the address is known before the service runs.
-    pub listener: TcpListener,
+    /// Where it is asked.
+    pub door: Door,
     /// The event log.
     pub log: Arc<dyn EventLog>,
     /// Ends the service when cancelled.
@@ -42,7 +71,7 @@ impl Node {
     /// A client for another service, speaking as this one.
     pub fn peer(&self, name: &'static str) -> anyhow::Result<Peer> {
         let Some(url) = self.peers.0.get(name) else {
-            anyhow::bail!("the URL of the service '{name}' is not configured");
+            anyhow::bail!("PEERS: the URL of the service '{name}' is not among them");
         };
         Peer::new(name, url, self.service, self.issuer.clone(), self.clock.clone())
     }

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{ApiError, Readiness};
+use crate::{ApiError, Door, Readiness};
 
 /// Where a process says that it runs: it is asked by nobody else, so that it is restarted for no fault but its own.
 pub(crate) const LIVE: &str = "/health/live";
@@ -45,10 +45,10 @@ struct Limits {
     head_deadline: Duration,
 }
 
-/// Serves `router` until `shutdown`, then lets open requests end. Adds the health endpoints and problem+json for what
+/// Opens the door and serves `router` until `shutdown`, then lets open requests end. Adds the health endpoints and problem+json for what
 /// no route takes.
 pub async fn serve(
-    listener: TcpListener,
+    door: Door,
     router: Router,
     readiness: Readiness,
     shutdown: CancellationToken,
@@ -60,7 +60,9 @@ pub async fn serve(
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
     let limits = Limits { connections: MAX_CONNECTIONS, head_deadline: HEAD_DEADLINE };
-    accept(listener, app, shutdown, limits).await;
+    // Nobody opens a door twice.
+    let _ = door.opened.set(());
+    accept(door.socket, app, shutdown, limits).await;
     Ok(())
 }
 

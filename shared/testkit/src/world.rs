@@ -3,11 +3,10 @@
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use auth::{DevIssuer, SigningKey};
-use chassis::{Node, Peers};
+use chassis::{Door, Node, Peers};
 use contracts::{Clock, SystemClock, api::Role};
 use messaging::EventLog;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Everything that a test's services share.
@@ -46,15 +45,15 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// A node for `service` with a listener of its own, and its URL. `peers` are names and URLs.
+    /// A node for `service` with a door of its own, and its URL. `peers` are names and URLs.
     pub async fn node(&self, service: &'static str, peers: &[(&'static str, &str)]) -> (Node, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let door = Door::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", door.address().unwrap());
         let peers = peers.iter().map(|(name, url)| (*name, (*url).to_owned())).collect::<HashMap<_, _>>();
         let node = Node {
             service,
             instance: format!("{service}-{}", self.clock.new_id()),
-            listener,
+            door,
             log: self.log.clone(),
             shutdown: self.shutdown.child_token(),
             peers: Peers(peers),

@@ -182,6 +182,15 @@ fn a_row_that_is_missing_wrong_misplaced_or_nobodys_is_found() {
 }
 
 #[test]
+fn a_services_flag_is_its_variable_in_lower_case() {
+    let services = options().into_iter().filter(|(section, _)| *section == COMMON || SERVICES.contains(section));
+    for (section, option) in services {
+        let expected = variable_of(&option).to_lowercase().replace('_', "-");
+        assert_eq!(option.get_long(), Some(expected.as_str()), "{section}");
+    }
+}
+
+#[test]
 fn every_example_is_taken_by_its_option() {
     let options = options();
     for row in rows(DOCUMENT) {

@@ -1,13 +1,10 @@
 //! A second instance of a service beside the one in the world's system.
 
-use chassis::{Node, Peers};
+use chassis::{Door, Node, Peers};
 use contracts::Clock;
 use reqwest::Method;
 use serde_json::Value;
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    task::JoinSet,
-};
+use tokio::{net::TcpSocket, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -30,8 +27,8 @@ impl Second {
 
     /// One that cannot reach those peers.
     pub(crate) async fn without(world: &World, service: &'static str, away: &[&'static str]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let door = Door::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", door.address().unwrap());
         let Peers(mut peers) = world.peers().clone();
         let mut nobody = Vec::new();
         for name in away {
@@ -43,7 +40,7 @@ impl Second {
         let node = Node {
             service,
             instance: format!("{service}-{}", world.clock.new_id()),
-            listener,
+            door,
             log: world.log().clone(),
             shutdown: CancellationToken::new(),
             peers: Peers(peers),

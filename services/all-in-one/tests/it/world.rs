@@ -121,7 +121,7 @@ impl World {
         let (log, peers, issuer) = (system.log.clone(), system.peers.clone(), system.issuer.clone());
         let mut serving = JoinSet::new();
         serving.spawn(async move {
-            let ended = system.run().await;
+            let ended = system.run(|| ()).await;
             if let Err(error) = &ended {
                 println!("the system has failed: {error:#}");
             }

@@ -58,6 +58,11 @@ pub(crate) struct Location {
 }
 
 impl Location {
+    /// Whether a text has the form of a lake's URL or path.
+    pub(crate) fn is_named_by(text: &str) -> bool {
+        parse_url(text).is_ok()
+    }
+
     /// The lake at a URL or a path. Nothing is asked of the store yet.
     pub(crate) fn open(text: &str) -> Result<Self, LakeError> {
         let url = parse_url(text)?;

@@ -49,7 +49,7 @@ impl Service {
         let mut tasks = JoinSet::new();
         let (node, delivery) = world.node("delivery", &[]).await;
         let router = Router::new().route("/queries/statuses", post(statuses)).with_state(records.clone());
-        tasks.spawn(chassis::serve(node.listener, router, chassis::Readiness::new(), node.shutdown));
+        tasks.spawn(chassis::serve(node.door, router, chassis::Readiness::new(), node.shutdown));
         let (node, url) = world.node("tracking", &[("delivery", &delivery)]).await;
         let store = format!("sqlite:{}", world.path("tracking.db").display());
         tasks.spawn(crate::run(crate::Config { store: store.clone() }, node));

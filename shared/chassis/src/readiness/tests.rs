@@ -6,10 +6,11 @@ use ::auth::{DevIssuer, SigningKey};
 use axum::{Router, body::to_bytes, extract::Request, http::header};
 use contracts::SystemClock;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use super::*;
+use crate::Door;
 
 /// A check that fails, hangs or succeeds, and counts.
 #[derive(Clone, Default)]
@@ -66,17 +67,17 @@ async fn peer_at(urls: &[String]) -> Peer {
     Peer::new("fleet", &urls.join("|"), "test", issuer, Arc::new(SystemClock)).unwrap()
 }
 
-/// The URL of a listener that takes connections and never answers, which lasts as long as the listener.
-async fn hanging() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    (listener, url)
+/// The URL of a door that takes connections and never answers, which lasts as long as the door.
+async fn hanging() -> (Door, String) {
+    let door = Door::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", door.address().unwrap());
+    (door, url)
 }
 
 /// The URL of a server that serves nothing but its health.
 async fn living(tasks: &mut JoinSet<anyhow::Result<()>>) -> String {
-    let (listener, url) = hanging().await;
-    tasks.spawn(crate::serve(listener, Router::new(), Readiness::new(), tokio_util::sync::CancellationToken::new()));
+    let (door, url) = hanging().await;
+    tasks.spawn(crate::serve(door, Router::new(), Readiness::new(), tokio_util::sync::CancellationToken::new()));
     url
 }
 
@@ -123,9 +124,9 @@ async fn one_replica_that_lives_is_enough_and_none_is_too_few() {
 #[tokio::test]
 async fn a_peer_whose_breakers_are_open_is_down_though_it_lives() {
     let mut tasks = JoinSet::new();
-    let (listener, url) = hanging().await;
+    let (door, url) = hanging().await;
     let hangs = Router::new().route("/hangs", get(std::future::pending::<()>));
-    tasks.spawn(crate::serve(listener, hangs, Readiness::new(), tokio_util::sync::CancellationToken::new()));
+    tasks.spawn(crate::serve(door, hangs, Readiness::new(), tokio_util::sync::CancellationToken::new()));
     let peer = peer_at(&[url]).await;
     for _ in 0..crate::breaker::FAILURES_TO_OPEN {
         peer.lives(DEADLINE).await.unwrap();
