@@ -73,8 +73,9 @@ pub(crate) struct Table {
 }
 
 struct State {
-    /// The table as last read from its checkpoint: tells the offsets that no later entry names.
+    /// The table at an earlier version: tells the offsets that no later entry names, from the files of its log.
     base: DeltaTable,
+    based_at: Timestamp,
     offsets: HashMap<String, Option<u64>>,
     refreshed_at: Timestamp,
     checkpoint: Version,
@@ -127,7 +128,8 @@ impl Table {
     async fn load(kind: TableKind, log: LogStoreRef, clock: Arc<dyn Clock>) -> Result<Self, LakeError> {
         let refreshed_at = clock.now();
         let (base, view) = load_view(kind, &log, None).await?;
-        let state = Mutex::new(State { base, offsets: HashMap::new(), refreshed_at, checkpoint: 0 });
+        let state =
+            Mutex::new(State { base, based_at: refreshed_at, offsets: HashMap::new(), refreshed_at, checkpoint: 0 });
         Ok(Self { kind, log, clock, view: RwLock::new(Arc::new(view)), state })
     }
 
@@ -190,7 +192,7 @@ impl Table {
         let now = self.clock.now();
         if self.lags(state) {
             let (base, view) = load_view(self.kind, &self.log, None).await?;
-            state.base = base;
+            (state.base, state.based_at) = (base, now);
             state.offsets.clear();
             state.refreshed_at = now;
             self.publish(view);
@@ -269,6 +271,12 @@ impl LockedTable<'_> {
     pub(crate) async fn offset(&mut self, app_id: &str) -> Result<u64, LakeError> {
         if let Some(known) = self.state.offsets.get(app_id) {
             return Ok(known.unwrap_or(0));
+        }
+        let now = self.table.clock.now();
+        if is_outdated(self.state.based_at, MAX_STEPWISE_LAG, now) {
+            // Its files may have been cleaned up by now. At the version that is known: what was checked against that holds.
+            let (base, _) = load_view(self.table.kind, &self.table.log, Some(self.view().version)).await?;
+            (self.state.base, self.state.based_at) = (base, now);
         }
         let stored = self.state.base.snapshot()?.transaction_version(&self.table.log, app_id).await?;
         let stored = stored.and_then(|version| u64::try_from(version).ok());

@@ -2,10 +2,12 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use contracts::events::DeliveryRecord;
-use object_store::{ObjectStoreExt, path::Path};
+use contracts::events::{DeliveryRecord, Topic};
+use deltalake_core::kernel::Version;
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 
-use super::{Bench, lost_answers::losing, some};
+use super::{Bench, Place, lost_answers::losing, some};
 use crate::{
     domain::{DeliveryRow, Key},
     fixtures::at,
@@ -18,6 +20,7 @@ on_each_store! {
     compacted_files_are_ordered_by_delivery,
     a_compaction_commits_no_file_that_a_vacuum_may_have_taken,
     a_checkpoint_carries_files_and_offsets,
+    an_offset_is_found_after_the_entries_that_a_replica_began_with_were_cleaned_up,
     a_vacuum_deletes_replaced_files_and_orphans_after_the_retention_only,
     a_vacuum_spares_for_its_retention_what_another_replica_replaces_meanwhile,
     a_replica_that_slept_for_long_reads_the_table_anew,
@@ -133,6 +136,29 @@ async fn a_checkpoint_carries_files_and_offsets(bench: Bench) {
     let mut restarted = bench.writer().await;
     bench.read_all(&mut restarted, "restarted").await;
     assert_eq!(restarted.rows(), 0, "offsets survive");
+    bench.assert_holds(&records).await;
+}
+
+async fn an_offset_is_found_after_the_entries_that_a_replica_began_with_were_cleaned_up(bench: Bench) {
+    let (began, other) = (bench.table().await, bench.table().await);
+    let records = many_small_files(&bench, &mut Writer::new(other.clone(), Arc::default()), 55).await;
+    other.checkpoint().await.unwrap();
+    // Hours, in which it looks again and again and is never so late that it reads the table anew.
+    for _ in 0..20 {
+        bench.clock.advance(chrono::Duration::minutes(20));
+        drop(began.lock().await.unwrap());
+    }
+    let newest = other.view().version;
+    let entries: Vec<_> = other.store().list(Some(&Path::from("_delta_log"))).try_collect().await.unwrap();
+    for entry in entries {
+        let version = entry.location.filename().and_then(|name| name.strip_suffix(".json")?.parse().ok());
+        if version.is_some_and(|version: Version| version < newest) {
+            other.store().delete(&entry.location).await.unwrap();
+        }
+    }
+    let mut writer = Writer::<DeliveryRow>::new(began, Arc::default());
+    let place = Place { topic: Topic::Delivery.name().into(), partition: 0 };
+    assert_eq!(writer.align(place, "a topic that was made anew").await.unwrap(), 0);
     bench.assert_holds(&records).await;
 }
 
