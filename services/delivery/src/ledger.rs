@@ -174,8 +174,14 @@ impl Committed {
     fn tell(&self, changes: &[Change], results: &[Result<(), StoreError>]) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for (change, result) in changes.iter().zip(results) {
-            if result.is_err() {
-                continue;
+            match result {
+                Ok(()) => {}
+                Err(StoreError::Unavailable(_)) => {
+                    // It may be committed all the same: whoever watches looks.
+                    self.live.missed();
+                    continue;
+                }
+                Err(_) => continue,
             }
             for event in &change.events {
                 if let Some(kind) = DeliveryEventKind::parse(&event.kind) {

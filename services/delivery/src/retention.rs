@@ -24,6 +24,9 @@ const BEYOND_LOOKUP: chrono::Duration = chrono::Duration::days(31);
 /// How long an idempotency key holds.
 const KEEP_KEYS: chrono::Duration = chrono::Duration::hours(24);
 
+/// Keys forgotten by one statement: some milliseconds.
+const KEYS_AT_ONCE: usize = 1_000;
+
 /// Runs until `shutdown`.
 pub(crate) async fn run(ledger: Ledger, history: Peer, lookup: Peer, shutdown: CancellationToken) {
     loop {
@@ -31,17 +34,33 @@ pub(crate) async fn run(ledger: Ledger, history: Peer, lookup: Peer, shutdown: C
             () = ledger.clock.sleep(INTERVAL) => {}
             () = shutdown.cancelled() => return,
         }
-        if let Err(error) = forget(&ledger, &history, &lookup).await {
-            tracing::warn!(error = %chain(&*error), "finished deliveries are kept a little longer");
+        tokio::select! {
+            () = forget(&ledger, &history, &lookup) => {}
+            () = shutdown.cancelled() => return,
         }
     }
 }
 
-async fn forget(ledger: &Ledger, history: &Peer, lookup: &Peer) -> anyhow::Result<()> {
+async fn forget(ledger: &Ledger, history: &Peer, lookup: &Peer) {
     let now = ledger.clock.now();
-    ledger.store.forget_keys(now - KEEP_KEYS).await?;
-    forget_finished(ledger, now - BEYOND_LOOKUP, &[history]).await?;
-    forget_finished(ledger, now - KEEP, &[history, lookup]).await
+    let (by_lake, by_both) = ([history], [history, lookup]);
+    // Each has its turn, whatever becomes of the others.
+    let kept = [
+        ("idempotency keys", forget_keys(ledger, now - KEEP_KEYS).await),
+        ("old deliveries", forget_finished(ledger, now - BEYOND_LOOKUP, &by_lake).await),
+        ("finished deliveries", forget_finished(ledger, now - KEEP, &by_both).await),
+    ];
+    for (what, result) in kept {
+        if let Err(error) = result {
+            tracing::warn!(error = %chain(&*error), "{what} are kept a little longer");
+        }
+    }
+}
+
+/// Forgets keys that no longer hold, some at a time: no statement takes long, and no other waits for it.
+async fn forget_keys(ledger: &Ledger, horizon: Timestamp) -> anyhow::Result<()> {
+    while ledger.store.forget_keys(horizon, KEYS_AT_ONCE).await? == KEYS_AT_ONCE as u64 {}
+    Ok(())
 }
 
 /// Forgets what was over before `horizon` and all of `keepers` have.

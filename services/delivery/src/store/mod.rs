@@ -185,8 +185,8 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets deliveries with their logs.
     async fn forget(&self, ids: &[DeliveryId]) -> Result<(), StoreError>;
 
-    /// Forgets idempotency keys used before `horizon`.
-    async fn forget_keys(&self, horizon: Timestamp) -> Result<(), StoreError>;
+    /// Forgets idempotency keys used before `horizon`: how many, at most `limit`.
+    async fn forget_keys(&self, horizon: Timestamp, limit: usize) -> Result<u64, StoreError>;
 
     /// What other processes have changed since the last answer, once it is committed; the first answer, and that after an
     /// error, is [`Elsewhere::Missed`]. Never answers on an engine that tells nothing of other processes. For one caller

@@ -150,8 +150,12 @@ pub(super) async fn a_refused_delivery_leaves_no_key(subject: Subject) {
 
 pub(super) async fn old_keys_are_forgotten(subject: Subject) {
     subject.accept(&[with_key(new(10), "old", "body"), with_key(new(20), "young", "body")]).await;
-    subject.store.forget_keys(at(20)).await.unwrap();
-    assert_eq!(key_use(&subject, "alice", "old").await, None);
+    subject.accept(&[with_key(new_of(11, "bob"), "a", "body"), with_key(new_of(12, "bob"), "b", "body")]).await;
+    let forget = async |limit| subject.store.forget_keys(at(20), limit).await.unwrap();
+    assert_eq!([forget(2).await, forget(2).await, forget(2).await], [2, 1, 0]);
+    for (customer, key) in [("alice", "old"), ("bob", "a"), ("bob", "b")] {
+        assert_eq!(key_use(&subject, customer, key).await, None, "{customer}'s {key}");
+    }
     subject.accept(&[with_key(new(30), "old", "other")]).await;
     assert_eq!(subject.save(&[with_key(new(31), "young", "body")]).await, [used_by(20, true)]);
     assert!(subject.find(10).await.is_some(), "the delivery itself stays");

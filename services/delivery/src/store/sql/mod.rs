@@ -13,7 +13,7 @@ use contracts::{
 };
 use messaging::{
     abort_point,
-    outbox::{OutboxSignal, OutboxSource},
+    outbox::{OutboxSignal, OutboxSource, chain},
     postgres,
     sql::{Bind, Engine, Migrations, OpenError, Raw, json},
 };
@@ -151,7 +151,11 @@ impl SqlStore {
         let mut claimed = Vec::with_capacity(rows.len());
         for row in &rows {
             let fence = u64::try_from(row.int(1)?).unwrap_or(0);
-            claimed.push(Claimed { delivery: parse(row.text(0)?)?, fence });
+            match parse(row.text(0)?) {
+                Ok(delivery) => claimed.push(Claimed { delivery, fence }),
+                // Of a newer version of this service, which will claim it: the others of the batch are not kept waiting.
+                Err(error) => tracing::error!(error = %chain(&error), "a delivery that fell due cannot be read"),
+            }
         }
         Ok(claimed)
     }
@@ -191,6 +195,7 @@ impl Store for SqlStore {
         match postgres::retried(|| self.try_save(changes)).await {
             Ok(results) => results,
             Err(error) => {
+                self.news.begin_anew();
                 let failed = StoreError::from(error);
                 changes.iter().map(|_| Err(failed.clone())).collect()
             }
@@ -340,9 +345,10 @@ impl Store for SqlStore {
         Ok(())
     }
 
-    async fn forget_keys(&self, horizon: Timestamp) -> Result<(), StoreError> {
-        self.written(&["delete from idempotency_keys where used_ms < $1"], &[ms(horizon)]).await?;
-        Ok(())
+    async fn forget_keys(&self, horizon: Timestamp, limit: usize) -> Result<u64, StoreError> {
+        let sql = "delete from idempotency_keys where (customer_id, key) in
+             (select customer_id, key from idempotency_keys where used_ms < $1 order by used_ms limit $2)";
+        self.written(&[sql], &[ms(horizon), limit_of(limit)]).await
     }
 
     async fn changed_elsewhere(&self) -> Result<Elsewhere, StoreError> {

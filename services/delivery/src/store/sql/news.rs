@@ -1,6 +1,9 @@
 //! Tells the other processes on a database which deliveries a transaction has changed, and hears what they tell.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
 
 use contracts::DeliveryId;
 use messaging::{
@@ -22,14 +25,14 @@ const _: () = assert!(32 + IDS_IN_A_WORD * (36 + 1) <= MAX_WORD, "a full word, i
 /// Both ends of the channel.
 pub(super) struct News {
     /// This process, in what it says: what it has changed itself is no news to it.
-    origin: String,
+    origin: Mutex<String>,
     /// None on an engine without notifications.
     hearing: Option<Hearing>,
 }
 
 impl News {
     pub(super) fn new(engine: &Engine) -> Self {
-        Self { origin: format!("{:032x}", rand::random::<u128>()), hearing: engine.hearing(CHANNEL) }
+        Self { origin: Mutex::new(some_name()), hearing: engine.hearing(CHANNEL) }
     }
 
     /// What to say of these changes.
@@ -37,8 +40,9 @@ impl News {
         if self.hearing.is_none() {
             return Vec::new();
         }
+        let origin = self.origin();
         let word = |part: &[&Change]| {
-            let mut word = self.origin.clone();
+            let mut word = origin.clone();
             for change in part {
                 word.push(' ');
                 word.push_str(&change.delivery.record.delivery_id.to_string());
@@ -46,6 +50,16 @@ impl News {
             word
         };
         changes.chunks(IDS_IN_A_WORD).map(word).collect()
+    }
+
+    /// By another name from now on, after a transaction of which nobody knows whether it was committed: should it be, it is
+    /// news.
+    pub(super) fn begin_anew(&self) {
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = some_name();
+    }
+
+    fn origin(&self) -> String {
+        self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// See `Store::changed_elsewhere`.
@@ -69,7 +83,7 @@ impl News {
     /// Adds what another process has changed; false where the word is not one of ours.
     fn read(&self, word: &str, changed: &mut HashSet<DeliveryId>) -> bool {
         let mut parts = word.split(' ');
-        if parts.next() == Some(&self.origin) {
+        if parts.next() == Some(&*self.origin()) {
             return true;
         }
         for part in parts {
@@ -80,18 +94,31 @@ impl News {
     }
 }
 
+fn some_name() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn ones_own_changes_are_no_news_and_an_odd_word_is_refused() {
-        let news = News { origin: "me".to_owned(), hearing: None };
+        let news = News { origin: Mutex::new("me".to_owned()), hearing: None };
         let mut changed = HashSet::new();
         let id = DeliveryId(uuid::Uuid::from_u128(7));
         assert!(news.read(&format!("me {id}"), &mut changed) && changed.is_empty());
         assert!(news.read(&format!("another {id} {id}"), &mut changed));
         assert_eq!(changed, HashSet::from([id]));
         assert!(!news.read("another paper", &mut changed));
+    }
+
+    #[test]
+    fn ones_own_change_is_news_once_nobody_knows_what_became_of_it() {
+        let news = News { origin: Mutex::new("me".to_owned()), hearing: None };
+        let (mut changed, id) = (HashSet::new(), DeliveryId(uuid::Uuid::from_u128(7)));
+        news.begin_anew();
+        assert!(news.read(&format!("me {id}"), &mut changed));
+        assert_eq!(changed, HashSet::from([id]));
     }
 }
