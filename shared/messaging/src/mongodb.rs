@@ -4,7 +4,7 @@ use std::{future::Future, time::Duration};
 
 use ::mongodb::{
     Client, Database,
-    bson::{Bson, Document, doc, serialize_to_raw_document_buf},
+    bson::{Bson, doc, serialize_to_raw_document_buf},
     error::{Error, ErrorKind},
     options::{Acknowledgment, ClientOptions, ReadConcern, WriteConcern},
 };
@@ -20,6 +20,10 @@ const SELECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// been heard from for both together. A new primary is found within the first.
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const HEARTBEAT_DELAY: Duration = Duration::from_secs(3);
+
+/// How long a majority may take to have a write on its disks: secondaries whose heartbeats go on while their disks stand
+/// still would otherwise keep writers waiting for ever. The write itself stays, so that its repeat finds it done.
+const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Connections to each server: more than this many commands at once only wait for the server's disk instead.
 const POOL_SIZE: u32 = 16;
@@ -44,7 +48,8 @@ pub fn connect(mut options: ClientOptions, name: &str) -> Result<Database, Error
     options.heartbeat_freq.get_or_insert(HEARTBEAT);
     options.connect_timeout.get_or_insert(HEARTBEAT_DELAY);
     options.max_pool_size.get_or_insert(POOL_SIZE);
-    options.write_concern = Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
+    let durable = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).w_timeout(CONFIRM_DEADLINE);
+    options.write_concern = Some(durable.build());
     // What is read can be relied upon: a primary that is being replaced does not show what will be rolled back.
     options.read_concern = Some(ReadConcern::majority());
     let name = options.default_database.clone().unwrap_or_else(|| name.to_owned());
@@ -98,7 +103,7 @@ struct Update<'a, T> {
     updates: &'a [T],
     ordered: bool,
     #[serde(rename = "writeConcern")]
-    write_concern: Document,
+    write_concern: Option<&'a WriteConcern>,
 }
 
 async fn update_some<T: Serialize + Sync>(
@@ -106,7 +111,7 @@ async fn update_some<T: Serialize + Sync>(
     collection: &str,
     some: &[T],
 ) -> Result<Vec<Refused>, UpdateError> {
-    let write_concern = doc! { "w": "majority", "j": true };
+    let write_concern = database.write_concern();
     let command = Update { update: collection, updates: some, ordered: false, write_concern };
     let command = serialize_to_raw_document_buf(&command).map_err(Error::from)?;
     let answer = database.run_raw_command(command).await?;
