@@ -20,6 +20,10 @@ pub(crate) struct Live {
     watched: Arc<Mutex<HashMap<DeliveryId, watch::Sender<Seen>>>>,
 }
 
+fn version_of(seen: &Seen) -> Version {
+    seen.as_ref().map(|(version, _)| *version).unwrap_or_default()
+}
+
 impl Live {
     /// Watches a flight. What is known of it must be offered after this, so that no change falls in between.
     pub(crate) fn watch(&self, id: DeliveryId) -> Watcher {
@@ -29,6 +33,17 @@ impl Live {
 
     /// Tells the watchers what the flights have become; what is older than they have seen is passed over.
     pub(crate) fn publish(&self, flights: &[Flight]) {
+        self.tell(flights, |seen, flight| flight.version > seen);
+    }
+
+    /// Tells the watchers of flights that the store has otherwise than they were `seen`: also what is older, since a store
+    /// that fails over may lose what was told already.
+    pub(crate) fn replace(&self, seen: &[(DeliveryId, Version)], flights: &[Flight]) {
+        let asked: HashMap<_, _> = seen.iter().copied().collect();
+        self.tell(flights, |seen, flight| asked.get(&flight.delivery_id) == Some(&seen));
+    }
+
+    fn tell(&self, flights: &[Flight], is_news: impl Fn(Version, &Flight) -> bool) {
         let watched = self.watched();
         if watched.is_empty() {
             return;
@@ -36,7 +51,7 @@ impl Live {
         for flight in flights {
             let Some(sender) = watched.get(&flight.delivery_id) else { continue };
             sender.send_if_modified(|seen| {
-                if seen.as_ref().is_some_and(|(version, _)| *version >= flight.version) {
+                if !is_news(version_of(seen), flight) {
                     return false;
                 }
                 let Some(progress) = flight.progress() else { return false };
@@ -48,8 +63,7 @@ impl Live {
 
     /// The watched flights, each with the version that its watchers have seen.
     pub(crate) fn versions(&self) -> Vec<(DeliveryId, Version)> {
-        let version = |sender: &watch::Sender<Seen>| sender.borrow().as_ref().map(|(version, _)| *version);
-        self.watched().iter().map(|(id, sender)| (*id, version(sender).unwrap_or_default())).collect()
+        self.watched().iter().map(|(id, sender)| (*id, version_of(&sender.borrow()))).collect()
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<DeliveryId, watch::Sender<Seen>>> {
@@ -114,6 +128,20 @@ mod tests {
         }
         assert_eq!(states.next().await.unwrap().last.unwrap().sequence, 9);
         assert_eq!(futures::poll!(states.next()), std::task::Poll::Pending);
+    }
+
+    #[tokio::test]
+    async fn what_the_store_has_lost_is_told_again_and_nothing_newer_is_hidden() {
+        let live = Live::default();
+        let mut states = Box::pin(live.watch(id(1)).into_stream());
+        live.publish(&[flying(1, 9)]);
+        assert_eq!(states.next().await.unwrap().last.unwrap().sequence, 9);
+        let asked = live.versions();
+        live.replace(&asked, &[flying(1, 4)]);
+        assert_eq!(states.next().await.unwrap().last.unwrap().sequence, 4);
+        live.publish(&[flying(1, 6)]);
+        live.replace(&asked, &[flying(1, 5)]);
+        assert_eq!(states.next().await.unwrap().last.unwrap().sequence, 6, "it has changed since it was asked about");
     }
 
     #[tokio::test]

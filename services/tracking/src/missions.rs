@@ -211,7 +211,7 @@ impl Feed {
         if everywhere || heard.missed || !heard.flights.is_empty() {
             let mut watched = self.live.versions();
             watched.retain(|(id, _)| everywhere || heard.missed || heard.flights.contains(id));
-            self.live.publish(&store.moved(&watched).await?);
+            self.live.replace(&watched, &store.moved(&watched).await?);
         }
         let Some(after) = &self.position else {
             self.position = Some(store.mission_log_end().await?);

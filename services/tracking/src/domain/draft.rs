@@ -27,9 +27,10 @@ pub(crate) enum Extent {
 }
 
 impl Extent {
-    /// Of a command that was carried out before: its first answer may have been that nobody knows, since the store had
-    /// it in one place only. Written again it is as sure as what an answer usually stands for.
-    const REPEATED: Self = Self::Whole;
+    /// Of a command that is answered as carried out, now or before: the first answer may have been that nobody knows,
+    /// since the store had it in one place only. Written again it is as sure as what an answer stands for. What
+    /// [`Draft::settle`] finds done is not: the owner's deliveries are compared with the flights every minute.
+    const CARRIED_OUT: Self = Self::Whole;
 }
 
 /// A flight and what is about to change in it.
@@ -61,7 +62,7 @@ impl Draft {
                 if !flight.is_open() {
                     return refused(Refusal::Undone);
                 }
-                self.extent = Extent::REPEATED;
+                self.extent = Extent::CARRIED_OUT;
                 return OpenOutcome::Opened;
             }
         }
@@ -130,7 +131,7 @@ impl Draft {
             }
             progress => {
                 self.end(now);
-                self.extent = Extent::REPEATED;
+                self.extent = Extent::CARRIED_OUT;
                 CloseOutcome::Closed { progress }
             }
         }

@@ -73,19 +73,23 @@ pub(crate) struct Flight {
 
 /// Which of a flight's writes a state is of; grows with every write, 0 before the first.
 ///
-/// A write of more than a position begins an era, and positions count within it. A store that fails over may lose the
-/// last positions, and no more: whoever remembers what was lost still differs by the era from what others have written
-/// instead, unless that, too, is nothing but positions.
+/// A write of more than a position begins an era at a number of its own choice, and positions count up from there. A
+/// store that fails over may lose the last writes: whoever remembers what was lost differs by the era, or by where it
+/// began, from what others have written instead, unless that, too, is nothing but positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
 pub(crate) struct Version(u64);
 
 impl Version {
-    const POSITIONS_OF_AN_ERA: u64 = 1 << 32;
+    const ERA: u64 = 1 << 32;
 
-    /// After another write, of a position or of more.
-    pub(crate) fn next(self, whole: bool) -> Self {
-        let step = if whole { Self::POSITIONS_OF_AN_ERA - self.0 % Self::POSITIONS_OF_AN_ERA } else { 1 };
-        Self(self.0 + step)
+    /// After another position.
+    pub(crate) fn next_position(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// After a write of more than a position. Half of an era is left to its positions, wherever `beginning` has it begin.
+    pub(crate) fn next_era(self, beginning: u32) -> Self {
+        Self((self.0 / Self::ERA + 1) * Self::ERA + u64::from(beginning / 2))
     }
 
     /// As stores keep it.

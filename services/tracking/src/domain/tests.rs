@@ -125,6 +125,11 @@ fn open_is_judged_by_fence_attempt_and_deadline() {
     let mut again = Draft::new(Some(opened(1)));
     assert_eq!(again.open(&open(1, 1, 1), start()), OpenOutcome::Opened);
     assert_eq!((again.extent, again.missions.len()), (Extent::Whole, 0), "written again, and told to nobody");
+    again.close(&close(1, 1, 1, DONE), start());
+    let mut again = Draft::new(again.flight);
+    assert!(matches!(again.close(&close(1, 1, 1, DONE), at(9)), CloseOutcome::Closed { .. }));
+    assert_eq!((again.extent, again.missions.len()), (Extent::Whole, 0));
+    assert_eq!(again.flight.unwrap().closed_at, Some(start()));
     assert_eq!(draft.open(&open(1, 2, 5), start()), OpenOutcome::Opened);
     assert_eq!(draft.open(&open(1, 1, 5), start()), refused(Refusal::Superseded));
     let missions: Vec<_> = draft.missions.iter().map(|note| (note.attempt, note.drone_id, note.assigned)).collect();

@@ -82,17 +82,22 @@ pub(super) async fn a_change_of_another_version_is_a_conflict_and_harms_no_neigh
     assert_eq!((stored.len(), stored[0].last.unwrap().sequence), (1, 5));
 }
 
-/// A failover loses positions that an instance still remembers, and another instance writes others in their place.
-pub(super) async fn positions_that_were_lost_never_make_a_close_undone(opened: Opened) {
+/// A failover loses what an instance still remembers, and another instance writes a close in its place.
+pub(super) async fn what_was_lost_never_makes_a_close_undone(opened: Opened) {
     let store = opened.store;
     store.save(&[opening(1)], start()).await;
     let known = store.load(&[id(1)]).await.unwrap().remove(0);
-    let remembered = moving(&moving(&known, 5).flight, 6).flight;
+    let position = moving(&moving(&known, 5).flight, 6).flight;
+    let mut draft = Draft::new(Some(moving(&known, 5).flight));
+    draft.report(&report(1, 6, Some(PICKUP)), |_| true, start());
+    let stage = Change::new(draft.flight.unwrap(), true).flight;
     let moved = moving(&known, 5);
     assert!(store.save(std::slice::from_ref(&moved), start()).await[0].is_ok());
     assert!(store.save(&[closing(&moved.flight, 1)], start()).await[0].is_ok());
-    let results = store.save(&[moving(&remembered, 7)], start()).await;
-    assert!(matches!(results[0], Err(SaveError::Conflict)), "as many writes, and not the same: {results:?}");
+    for remembered in [position, stage] {
+        let results = store.save(&[moving(&remembered, 7)], start()).await;
+        assert!(matches!(results[0], Err(SaveError::Conflict)), "as many writes, and not the same: {results:?}");
+    }
     assert!(!store.load(&[id(1)]).await.unwrap()[0].is_open());
 }
 
@@ -109,13 +114,14 @@ pub(super) async fn a_lost_change_leaves_no_event_and_no_mission(opened: Opened)
 
 pub(super) async fn moved_names_only_what_is_at_another_version(opened: Opened) {
     let store = opened.store;
-    store.save(&[opening(1), opening(2)], start()).await;
-    let known = store.load(&[id(1)]).await.unwrap().remove(0);
-    store.save(&[moving(&known, 5)], start()).await;
-    let first = opening(1).flight.version;
-    let moved = store.moved(&[(id(1), first), (id(2), first), (id(3), Version::default())]).await.unwrap();
+    let changes = [opening(1), opening(2)];
+    store.save(&changes, start()).await;
+    let [first, second] = changes.map(|change| change.flight);
+    store.save(&[moving(&first, 5)], start()).await;
+    let known = [(id(1), first.version), (id(2), second.version), (id(3), Version::default())];
+    let moved: Vec<_> = store.moved(&known).await.unwrap();
     let moved: Vec<_> = moved.iter().map(|flight| (flight.delivery_id, flight.version)).collect();
-    assert_eq!(moved, [(id(1), first.next(false))]);
+    assert_eq!(moved, [(id(1), first.version.next_position())]);
     assert!(store.moved(&[]).await.unwrap().is_empty());
 }
 
@@ -404,7 +410,7 @@ macro_rules! suites {
 suites!([
     what_is_saved_is_loaded_again,
     a_change_of_another_version_is_a_conflict_and_harms_no_neighbour,
-    positions_that_were_lost_never_make_a_close_undone,
+    what_was_lost_never_makes_a_close_undone,
     a_lost_change_leaves_no_event_and_no_mission,
     moved_names_only_what_is_at_another_version,
     missions_are_the_open_flights_of_the_audience,

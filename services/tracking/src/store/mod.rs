@@ -64,7 +64,7 @@ impl Change {
     /// The write of a flight that has been altered since it was loaded: of its last position, or of more.
     pub(crate) fn new(mut flight: Flight, whole: bool) -> Self {
         let replaces = flight.version;
-        flight.version = replaces.next(whole);
+        flight.version = if whole { replaces.next_era(rand::random()) } else { replaces.next_position() };
         Self { replaces, flight, whole, events: Vec::new(), missions: Vec::new() }
     }
 }

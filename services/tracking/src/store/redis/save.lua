@@ -1,13 +1,14 @@
--- Saves the changes of one bucket: for each, all of it if the flight is at the version that it replaces, or else nothing of it.
--- Runs without `allow-oom`, so that a store that is full refuses the call before any write; but for a call that only ends
--- flights, which makes room.
+-- Saves the changes of one bucket: for each, all of it if the flight is at the version that it replaces, or else nothing
+-- of it. Runs without `allow-oom`, so that a store that is full refuses the call before any write; but for a call that
+-- only ends flights, which makes room, or that ends them again, which takes none.
 --
 -- KEYS, all of one hash tag: outbox stream, mission log stream, counts, positions (geo index), open flights by change,
 -- closed flights by close, the channel of changes; then for each change its flight, and for each of its mission notes
 -- the base's and the drone's set of flights.
--- ARGV: who saves; the instant, in microseconds; how a change is told (PUBLISH or SPUBLISH); how long a closed flight is kept, in milliseconds; then for each change:
---   id, version that it replaces ('0' where there is no flight), version, fix, flight ('' where only the fix differs), open ('1' or '0'), longitude ('' where the index takes
---   none), latitude, instant of the change, instant of the close;
+-- ARGV: who saves; the instant, in microseconds; how a change is told (PUBLISH or SPUBLISH); how long a closed flight is
+-- kept, in milliseconds; then for each change:
+--   id, version that it replaces ('0' where there is no flight), version, fix, flight ('' where only the fix differs),
+--   open ('1' or '0'), longitude ('' where the index takes none), latitude, instant of the change, instant of the close;
 --   how many events, and for each: id, topic, key, kind, source, time, traceparent, data;
 --   how many mission notes, and for each: assigned ('1' or '0'), note.
 -- Answers a number for each change: 1 saved, 0 conflict.
