@@ -41,7 +41,7 @@ parts:
 """
 DOWN = "Ends the backing services of a data folder, by their pids, and nothing else."
 STATUS = "Shows what runs. The exit status is 1 unless everything does."
-PART = "Kills (SIGKILL), stops, starts, freezes (SIGSTOP) or thaws (SIGCONT) one backing service, on the data that it has."
+PART = "Kills (SIGKILL), stops, starts, freezes (SIGSTOP) or thaws (SIGCONT) one backing service, on its data."
 
 
 class Set:

@@ -115,11 +115,15 @@ class Part:
 
     def freeze(self):
         """SIGSTOP: it keeps its connections and answers nothing."""
-        self.process.signal(signal.SIGSTOP)
+        self._must_take(signal.SIGSTOP)
 
     def thaw(self):
         """SIGCONT: it goes on where it was."""
-        self.process.signal(signal.SIGCONT)
+        self._must_take(signal.SIGCONT)
+
+    def _must_take(self, number):
+        if not self.process.signal(number):
+            raise Failure(f"{self.name} does not run")
 
     def ask_to_stop(self):
         """Whether there was a process to ask."""

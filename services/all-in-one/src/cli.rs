@@ -16,7 +16,7 @@ use contracts::{Clock, SystemClock, api::Role};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    DataDir, StoreArgs,
+    DataDir, Places, StoreArgs,
     audit::{self, Ledger},
     progress::{self, Sagas, total_lag},
     remote,
@@ -177,18 +177,22 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let started = clock.now();
     let data = DataDir::create(&args.data_dir)?;
     let _lock = data.lock()?;
-    args.stores.remember(&data)?;
-    let shutdown = CancellationToken::new();
     let stores = args.stores.with_folder(&data);
+    let places = Places::of(&stores, &data);
+    places.check(&data)?;
+    let shutdown = CancellationToken::new();
     let system = System::start(&data, &stores, args.port, clock.clone(), shutdown.clone()).await?;
     let url = system.url();
-    let mut places = vec![args.data_dir.display().to_string()];
-    places.extend(args.stores.named());
+    let mut where_from = vec![args.data_dir.display().to_string()];
+    where_from.extend(args.stores.named());
     let serving = {
-        let (clock, url) = (clock.clone(), url.clone());
+        let (clock, url, data) = (clock.clone(), url.clone(), data.clone());
         move || {
             let seconds = (clock.now() - started).as_seconds_f64();
-            note(&format!("serving at {url} after {seconds:.2} s, data in {}", places.join(", ")));
+            note(&format!("serving at {url} after {seconds:.2} s, data in {}", where_from.join(", ")));
+            if let Err(error) = places.remember(&data) {
+                note(&format!("the data folder does not remember where its stores are: {error:#}"));
+            }
         }
     };
 
@@ -271,7 +275,8 @@ async fn simulate(config: simulator::Config) -> anyhow::Result<()> {
 async fn run_audit(args: AuditArgs) -> anyhow::Result<ExitCode> {
     let data = DataDir::open(&args.data_dir)?;
     let _lock = data.lock().context("an audit needs the stores at rest")?;
-    args.stores.recall(&data)?;
+    let stores = args.stores.with_folder(&data);
+    Places::of(&stores, &data).check(&data)?;
     let ledger = match &args.accepted {
         Some(path) => Some(read_ledger(path)?),
         None => None,
@@ -279,7 +284,7 @@ async fn run_audit(args: AuditArgs) -> anyhow::Result<ExitCode> {
     if args.stores.delivery_store.is_none() && !data.has_store("delivery") {
         anyhow::bail!("there is nothing to audit in this folder: it has no delivery store");
     }
-    let report = audit::audit(&args.stores.with_folder(&data), ledger).await?;
+    let report = audit::audit(&stores, ledger).await?;
     print(&report.to_string())?;
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

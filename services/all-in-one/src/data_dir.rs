@@ -135,7 +135,7 @@ impl DataDir {
         self.write_once(&path, bytes).map_err(|source| DataDirError::Io { path, source })
     }
 
-    /// Written aside and linked, so that a kill leaves no half file, and one that somebody may have used already is never
+    /// Written aside and linked, so that a kill leaves no half file, and one that somebody may have used is never
     /// replaced.
     fn write_once(&self, path: &Path, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let aside = path.with_extension(format!("{:016x}.new", rand::random::<u64>()));

@@ -8,6 +8,7 @@
 pub mod audit;
 mod cli;
 mod data_dir;
+mod places;
 mod progress;
 mod remote;
 mod stores;
@@ -15,4 +16,5 @@ pub mod system;
 
 pub use cli::main;
 pub use data_dir::{DataDir, DataDirError, Lock};
+pub use places::Places;
 pub use stores::{StoreArgs, Stores};

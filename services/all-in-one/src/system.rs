@@ -1,10 +1,15 @@
 //! All services in one JoinSet: a listener, a Node and the same `run` for each.
 
-use std::{collections::HashMap, net::SocketAddr, pin::pin, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use auth::DevIssuer;
-use chassis::{Door, Node, Peers, config::SERVICES, supervise, supervise::Tasks};
+use chassis::{
+    Door, Node, Peers,
+    config::SERVICES,
+    supervise,
+    supervise::{Tasks, telling},
+};
 use contracts::Clock;
 use futures::{
     FutureExt,
@@ -84,12 +89,7 @@ impl System {
     /// Runs until shutdown, or until a service fails. Calls `serving` once every service has opened its store and
     /// takes requests.
     pub async fn run(self, serving: impl FnOnce()) -> anyhow::Result<()> {
-        let mut run = pin!(supervise("all-in-one", self.tasks, self.shutdown));
-        tokio::select! {
-            result = &mut run => return result,
-            () = self.opened => serving(),
-        }
-        run.await
+        telling(supervise("all-in-one", self.tasks, self.shutdown), self.opened, serving).await
     }
 }
 

@@ -57,13 +57,23 @@ pub struct Config {
     #[arg(long = "lake", env = "LAKE", value_parser = parse_lake)]
     pub lake_url: String,
     /// Seconds after which what was read is committed.
-    #[arg(long = "history-flush-seconds", env = "HISTORY_FLUSH_SECONDS", default_value = "2", value_parser = parse_seconds)]
+    #[arg(
+        long = "history-flush-seconds",
+        env = "HISTORY_FLUSH_SECONDS",
+        default_value = "2",
+        value_parser = parse_seconds
+    )]
     pub flush_interval: Duration,
     /// Rows with which what was read is committed before that.
     #[arg(long = "history-flush-rows", env = "HISTORY_FLUSH_ROWS", default_value_t = 20_000)]
     pub flush_rows: usize,
     /// Seconds between two looks for dates with many small files.
-    #[arg(long = "history-compact-seconds", env = "HISTORY_COMPACT_SECONDS", default_value = "60", value_parser = parse_seconds)]
+    #[arg(
+        long = "history-compact-seconds",
+        env = "HISTORY_COMPACT_SECONDS",
+        default_value = "60",
+        value_parser = parse_seconds
+    )]
     pub compact_interval: Duration,
 }
 

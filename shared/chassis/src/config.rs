@@ -15,7 +15,12 @@ use contracts::{Clock, Region, SystemClock};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::{Door, Node, Peers, client::URL_SEPARATORS, fail, note, supervise};
+use crate::{
+    Door, Node, Peers,
+    client::URL_SEPARATORS,
+    fail, note,
+    supervise::{self, telling},
+};
 
 /// How long a service may take to end after it was asked to: what its tasks may take, and as long again as an open
 /// request may for what follows them. Below the 30 s after which the usual orchestrators kill.
@@ -114,16 +119,12 @@ pub fn store_url(schemes: &'static [&'static str]) -> impl Fn(&str) -> Result<St
 /// The error as it is, but for the user and the password of a refused URL, which it would show.
 pub fn without_password(mut error: clap::Error) -> clap::Error {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return error };
-    let shown = ContextValue::String(without_user(value));
-    error.insert(ContextKind::InvalidValue, shown);
+    if let Some((before, place)) = value.rsplit_once('@') {
+        let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
+        let shown = ContextValue::String(format!("{scheme}...@{place}"));
+        error.insert(ContextKind::InvalidValue, shown);
+    }
     error
-}
-
-/// A URL, or what was meant as one, without its user and password.
-pub fn without_user(url: &str) -> String {
-    let Some((before, place)) = url.rsplit_once('@') else { return url.to_owned() };
-    let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
-    format!("{scheme}{place}")
 }
 
 /// The replicas of a service are joined: [`crate::Peer`] takes them apart.
@@ -207,20 +208,6 @@ where
     });
     runtime.shutdown_timeout(BLOCKING_DEADLINE);
     result
-}
-
-/// Runs, and tells once it has begun to serve.
-async fn telling(
-    run: impl Future<Output = anyhow::Result<()>>,
-    opened: impl Future<Output = ()>,
-    tell: impl FnOnce(),
-) -> anyhow::Result<()> {
-    let mut run = pin!(run);
-    tokio::select! {
-        result = &mut run => return result,
-        () = opened => tell(),
-    }
-    run.await
 }
 
 /// Runs until `stop` has come, and then at most `deadline` more.
@@ -339,7 +326,7 @@ mod tests {
             assert!(error.contains(variable), "{option}: {error}");
         }
         let refused = without_password(parse(&["--url=mysql://me:se@cret@place:1/x"]).unwrap_err()).to_string();
-        assert!(refused.contains("mysql://place:1/x") && !refused.contains("cret"), "{refused}");
+        assert!(refused.contains("mysql://...@place:1/x") && !refused.contains("cret"), "{refused}");
         let missing = command::<Own>("test").try_get_matches_from(["test"]).unwrap_err().to_string();
         assert!(missing.contains("EVENT_LOG") && missing.contains("DEV_ISSUER_KEY"), "{missing}");
         assert!(missing.contains("CHASSIS_TEST_STORE"), "{missing}");

@@ -45,8 +45,8 @@ struct Limits {
     head_deadline: Duration,
 }
 
-/// Opens the door and serves `router` until `shutdown`, then lets open requests end. Adds the health endpoints and problem+json for what
-/// no route takes.
+/// Opens the door and serves `router` until `shutdown`, then lets open requests end. Adds the health endpoints, and
+/// problem+json for what no route takes.
 pub async fn serve(
     door: Door,
     router: Router,

@@ -1,6 +1,6 @@
 //! Runs a service's tasks until shutdown, or until one of them ends before its time.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::task::JoinSet;
@@ -35,6 +35,20 @@ pub async fn supervise(service: &str, mut tasks: Tasks, shutdown: CancellationTo
             outcome
         }
     }
+}
+
+/// Runs to the end, and tells once `opened` has come, unless the end came first.
+pub async fn telling(
+    run: impl Future<Output = anyhow::Result<()>>,
+    opened: impl Future<Output = ()>,
+    tell: impl FnOnce(),
+) -> anyhow::Result<()> {
+    let mut run = pin!(run);
+    tokio::select! {
+        result = &mut run => return result,
+        () = opened => tell(),
+    }
+    run.await
 }
 
 fn early(service: &str, ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {

@@ -63,6 +63,14 @@ async fn one_process_a_folder_and_a_good_end() {
     terminate(&first).await;
     let status = ended(&mut first, Duration::from_secs(20)).await;
     assert_eq!(status.code(), Some(0), "{}", site.said());
+    assert_eq!(site.said().matches("serving at http://127.0.0.1:").count(), 1, "{}", site.said());
+    for command in ["run", "audit"] {
+        let elsewhere = ["--data-dir", path_text(&data), "--fleet-store", "postgres://nobody@127.0.0.1:1/fleet"];
+        let refused = output(&[&[command][..], &elsewhere].concat()).await;
+        assert_eq!(refused.status.code(), Some(1), "{command}");
+        let said = text(&refused.stderr);
+        assert!(said.contains("fleet of this data folder's system is embedded"), "{command}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
