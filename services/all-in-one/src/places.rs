@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
-use chassis::config::SERVICES;
 use serde::{Deserialize, Serialize};
 
 use crate::{DataDir, Stores};
@@ -29,12 +28,11 @@ impl Places {
         Self(both.map(|((part, url), (_, own))| (part.to_owned(), place((url, own)))).collect())
     }
 
-    /// Refuses a folder whose system has its data elsewhere; changes nothing.
+    /// Refuses a folder whose system has its data elsewhere; one that remembers nothing may have them anywhere. Changes
+    /// nothing.
     pub fn check(&self, data: &DataDir) -> anyhow::Result<()> {
-        let Self(kept) = match data.kept(FILE)? {
-            Some(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{FILE} in the data folder"))?,
-            None => Self::found_in(data),
-        };
+        let Some(bytes) = data.kept(FILE)? else { return Ok(()) };
+        let Self(kept) = serde_json::from_slice(&bytes).with_context(|| format!("{FILE} in the data folder"))?;
         for (part, place) in &self.0 {
             if let Some(before) = kept.get(part).filter(|before| *before != place) {
                 bail!(
@@ -47,18 +45,12 @@ impl Places {
         Ok(())
     }
 
-    /// Remembers them in the folder, once there is something to lose; what is remembered stays.
+    /// Remembers them in the folder, once all of them are open; what is remembered stays.
     pub fn remember(&self, data: &DataDir) -> anyhow::Result<()> {
         if data.kept(FILE)?.is_none() {
             data.keep(FILE, &serde_json::to_vec_pretty(self)?)?;
         }
         Ok(())
-    }
-
-    /// What a folder shows in which nothing is remembered.
-    fn found_in(data: &DataDir) -> Self {
-        let found = SERVICES.into_iter().filter(|service| data.has_store(service));
-        Self(found.map(|service| (service.to_owned(), EMBEDDED.to_owned())).collect())
     }
 }
 
@@ -70,7 +62,7 @@ fn place_of(url: &str) -> String {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let is_secret = |setting: &str| {
         let name = setting.split('=').next().unwrap_or_default().to_lowercase();
-        name.contains("password") || name.contains("user")
+        ["user", "password", "secret", "token", "authmechanismproperties"].iter().any(|word| name.contains(word))
     };
     let settings: Vec<_> = query.split('&').filter(|setting| !setting.is_empty() && !is_secret(setting)).collect();
     let mark = if settings.is_empty() { "" } else { "?" };
@@ -107,12 +99,15 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_a_folder_that_remembers_nothing_counts() {
+    fn what_lies_in_the_folder_is_embedded_by_whatever_name_and_wherever_the_folder_is() {
         let folder = tempfile::tempdir().unwrap();
-        let data = DataDir::create(folder.path()).unwrap();
-        std::fs::write(folder.path().join("fleet.db"), b"").unwrap();
-        places(None, &data).check(&data).unwrap();
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        let data = DataDir::create(&old).unwrap();
+        places(None, &data).remember(&data).unwrap();
         places(Some(&data.store("fleet")), &data).check(&data).unwrap();
+        std::fs::rename(&old, &new).unwrap();
+        let data = DataDir::open(&new).unwrap();
+        places(None, &data).check(&data).unwrap();
         let error = places(Some("postgres://one/fleet"), &data).check(&data).unwrap_err().to_string();
         assert!(error.starts_with("fleet of this data folder's system is embedded"), "{error}");
     }
@@ -126,6 +121,7 @@ mod tests {
             ),
             ("postgres://me:secret@one/db?application_name=a@b", "postgres://one/db?application_name=a@b"),
             ("mongodb://me:secret@a,b/package?tlsCertificateKeyFilePassword=s", "mongodb://a,b/package"),
+            ("mongodb://a/x?authMechanismProperties=AWS_SESSION_TOKEN:s&w=1", "mongodb://a/x?w=1"),
             ("redis+cluster://:secret@a:1,b:2?prefix=x", "redis+cluster://a:1,b:2?prefix=x"),
             ("s3://one/x@y", "s3://one/x@y"),
             ("sqlite:/home/me@there/x.db", "sqlite:/home/me@there/x.db"),

@@ -172,16 +172,14 @@ struct Committed {
 
 impl Committed {
     fn tell(&self, changes: &[Change], results: &[Result<(), StoreError>]) {
+        if results.iter().any(|result| matches!(result, Err(StoreError::Unavailable(_)))) {
+            // It may be committed all the same: whoever watches looks.
+            self.live.missed();
+        }
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for (change, result) in changes.iter().zip(results) {
-            match result {
-                Ok(()) => {}
-                Err(StoreError::Unavailable(_)) => {
-                    // It may be committed all the same: whoever watches looks.
-                    self.live.missed();
-                    continue;
-                }
-                Err(_) => continue,
+            if result.is_err() {
+                continue;
             }
             for event in &change.events {
                 if let Some(kind) = DeliveryEventKind::parse(&event.kind) {

@@ -57,7 +57,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::City { seed, out } => draw_city(seed, out),
         Command::Run(config) => {
             let filter = log_filter(std::env::var_os("RUST_LOG").as_deref())?;
-            let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let colours =
+                std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|said| said.is_empty());
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(run(config))

@@ -52,7 +52,7 @@ pub fn init() -> anyhow::Result<()> {
     // Two providers are in the tree, so that one must be chosen. An error means that it was chosen already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let filter = log_filter(std::env::var_os("LOG").as_deref())?;
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|said| said.is_empty());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // An error means that a subscriber is set, which a test does.
     let _ = subscriber.try_init();

@@ -75,7 +75,6 @@ pub(crate) struct Table {
 struct State {
     /// The table at an earlier version: tells the offsets that no later entry names, from the files of its log.
     base: DeltaTable,
-    based_at: Timestamp,
     offsets: HashMap<String, Option<u64>>,
     refreshed_at: Timestamp,
     checkpoint: Version,
@@ -128,8 +127,7 @@ impl Table {
     async fn load(kind: TableKind, log: LogStoreRef, clock: Arc<dyn Clock>) -> Result<Self, LakeError> {
         let refreshed_at = clock.now();
         let (base, view) = load_view(kind, &log, None).await?;
-        let state =
-            Mutex::new(State { base, based_at: refreshed_at, offsets: HashMap::new(), refreshed_at, checkpoint: 0 });
+        let state = Mutex::new(State { base, offsets: HashMap::new(), refreshed_at, checkpoint: 0 });
         Ok(Self { kind, log, clock, view: RwLock::new(Arc::new(view)), state })
     }
 
@@ -192,7 +190,7 @@ impl Table {
         let now = self.clock.now();
         if self.lags(state) {
             let (base, view) = load_view(self.kind, &self.log, None).await?;
-            (state.base, state.based_at) = (base, now);
+            state.base = base;
             state.offsets.clear();
             state.refreshed_at = now;
             self.publish(view);
@@ -272,16 +270,23 @@ impl LockedTable<'_> {
         if let Some(known) = self.state.offsets.get(app_id) {
             return Ok(known.unwrap_or(0));
         }
-        let now = self.table.clock.now();
-        if is_outdated(self.state.based_at, MAX_STEPWISE_LAG, now) {
-            // Its files may have been cleaned up by now. At the version that is known: what was checked against that holds.
-            let (base, _) = load_view(self.table.kind, &self.table.log, Some(self.view().version)).await?;
-            (self.state.base, self.state.based_at) = (base, now);
-        }
-        let stored = self.state.base.snapshot()?.transaction_version(&self.table.log, app_id).await?;
+        let stored = match self.told_by_base(app_id).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                // Its files may have been cleaned up since. At the version that is known: what was checked against it holds.
+                tracing::debug!(table = self.table.kind.name(), %error, "the table is read again for an offset");
+                let known = Some(self.view().version);
+                (self.state.base, _) = load_view(self.table.kind, &self.table.log, known).await?;
+                self.told_by_base(app_id).await?
+            }
+        };
         let stored = stored.and_then(|version| u64::try_from(version).ok());
         self.state.offsets.insert(app_id.to_owned(), stored);
         Ok(stored.unwrap_or(0))
+    }
+
+    async fn told_by_base(&self, app_id: &str) -> Result<Option<i64>, LakeError> {
+        Ok(self.state.base.snapshot()?.transaction_version(&self.table.log, app_id).await?)
     }
 
     /// Makes the change the next version, or none of it.

@@ -153,7 +153,8 @@ impl SqlStore {
             let fence = u64::try_from(row.int(1)?).unwrap_or(0);
             match parse(row.text(0)?) {
                 Ok(delivery) => claimed.push(Claimed { delivery, fence }),
-                // Of a newer version of this service, which will claim it: the others of the batch are not kept waiting.
+                // Of a newer version of this service, which claims it when this lease ends, or the next: the others of the
+                // batch are not kept waiting.
                 Err(error) => tracing::error!(error = %chain(&error), "a delivery that fell due cannot be read"),
             }
         }
