@@ -60,6 +60,9 @@ impl Topics {
         if missing.is_empty() {
             return Ok(());
         }
+        // An operation of an administrator that finds no broker takes a whole processor until its time is up, and every
+        // client of a cluster that is away comes by here: Kafka's own start would be kept waiting.
+        self.answers(ANSWER).await?;
         self.create(&missing).await?;
         for topic in &missing {
             self.until_ready(topic).await?;
@@ -131,8 +134,12 @@ impl Topics {
 
     /// Asks a broker for what it knows of one topic.
     pub(super) async fn ping(&self) -> Result<(), LogError> {
+        self.answers(PING).await
+    }
+
+    async fn answers(&self, within: Duration) -> Result<(), LogError> {
         let (admin, name) = (self.admin.clone(), self.names.full(Topic::Delivery.name()));
-        blocking(move || admin.inner().fetch_metadata(Some(&name), PING).map(|_| ())).await
+        blocking(move || admin.inner().fetch_metadata(Some(&name), within).map(|_| ())).await
     }
 
     /// The topic's own id. One that was made by hand, without [`ID_SETTING`], has only its name and its cluster's id: if

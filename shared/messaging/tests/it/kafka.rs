@@ -203,6 +203,22 @@ mod on_kafka {
         let Some(own) = real::Own::start("kafka", "TEST_KAFKA_URL").await else { return };
         killed_broker(&own).await;
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn while_its_broker_is_away_a_client_leaves_the_processor_to_others() {
+        let Some(own) = real::Own::start("kafka", "TEST_KAFKA_URL").await else { return };
+        let subject = Subject::open(|_| format!("{}/log", own.url)).await;
+        let publish = async |number| subject.log.publish(vec![event(TOPIC, "key", number)]).await;
+        publish(0).await.unwrap();
+        own.kill().await;
+        assert!(matches!(publish(1).await, Err(LogError::Unavailable(_))), "its time has run out");
+        let (began, used) = (Instant::now(), processor_time());
+        assert!(matches!(publish(2).await, Err(LogError::Unavailable(_))));
+        let (used, waited) = (processor_time() - used, began.elapsed());
+        assert!(used < waited / 5, "{used:?} of {waited:?}: Kafka's own start needs it");
+        own.start_again().await;
+        until("the broker takes records again", async || publish(3).await.ok()).await;
+    }
 }
 
 /// Tells a copy of this program that it is the member to be killed, and where its log is.
@@ -252,6 +268,14 @@ async fn killed_member(subject: Subject) {
     let moved = killed.elapsed();
     assert!(moved < Duration::from_secs(10), "after {moved:?}");
     stays.commit(&next_offsets(&records)).await.unwrap();
+}
+
+/// What this process has had of the processors, in Linux's hundredths of a second.
+fn processor_time() -> Duration {
+    let told = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = told.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(10 * ticks)
 }
 
 async fn killed_broker(own: &real::Own) {
