@@ -184,7 +184,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let system = System::start(&data, &stores, args.port, clock.clone(), shutdown.clone()).await?;
     let url = system.url();
     let mut where_from = vec![args.data_dir.display().to_string()];
-    where_from.extend(args.stores.named());
+    where_from.extend(places.elsewhere());
     let serving = {
         let (clock, url, data) = (clock.clone(), url.clone(), data.clone());
         move || {

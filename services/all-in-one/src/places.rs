@@ -45,6 +45,12 @@ impl Places {
         Ok(())
     }
 
+    /// What is elsewhere than in the folder, and in what: for a line that says where the data are.
+    pub fn elsewhere(&self) -> impl Iterator<Item = String> + '_ {
+        let elsewhere = self.0.iter().filter(|(_, place)| *place != EMBEDDED);
+        elsewhere.map(|(part, place)| format!("{part} in {}", place.split_once(':').map_or("?", |(scheme, _)| scheme)))
+    }
+
     /// Remembers them in the folder, once all of them are open; what is remembered stays.
     pub fn remember(&self, data: &DataDir) -> anyhow::Result<()> {
         if data.kept(FILE)?.is_none() {
@@ -84,6 +90,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::create(folder.path()).unwrap();
         let first = places(Some("postgres://user:secret@one/fleet"), &data);
+        assert_eq!(first.elsewhere().collect::<Vec<_>>(), ["fleet in postgres"]);
         first.check(&data).unwrap();
         assert_eq!(data.kept(FILE).unwrap(), None, "a start that fails is not remembered");
         first.remember(&data).unwrap();

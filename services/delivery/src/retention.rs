@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chassis::Peer;
+use chassis::{Peer, janitor};
 use contracts::{
     Timestamp,
     commands::{Ids, MAX_COMMANDS},
@@ -10,7 +10,7 @@ use contracts::{
 use messaging::outbox::chain;
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::Ledger;
+use crate::{ledger::Ledger, store::StoreError};
 
 /// How often.
 const INTERVAL: Duration = Duration::from_secs(600);
@@ -29,38 +29,36 @@ const KEYS_AT_ONCE: usize = 1_000;
 
 /// Runs until `shutdown`.
 pub(crate) async fn run(ledger: Ledger, history: Peer, lookup: Peer, shutdown: CancellationToken) {
+    tokio::join!(forget_keys(&ledger, &shutdown), forget_deliveries(&ledger, &history, &lookup, &shutdown));
+}
+
+/// Some at a time: no statement takes long, and no other waits for it.
+async fn forget_keys(ledger: &Ledger, shutdown: &CancellationToken) {
+    let round = || async {
+        let forgotten = ledger.store.forget_keys(ledger.clock.now() - KEEP_KEYS, KEYS_AT_ONCE).await?;
+        Ok::<_, StoreError>(forgotten == KEYS_AT_ONCE as u64)
+    };
+    janitor("idempotency keys are kept a little longer", INTERVAL, &*ledger.clock, shutdown, round).await;
+}
+
+async fn forget_deliveries(ledger: &Ledger, history: &Peer, lookup: &Peer, shutdown: &CancellationToken) {
     loop {
         tokio::select! {
             () = ledger.clock.sleep(INTERVAL) => {}
             () = shutdown.cancelled() => return,
         }
-        tokio::select! {
-            () = forget(&ledger, &history, &lookup) => {}
-            () = shutdown.cancelled() => return,
+        let now = ledger.clock.now();
+        let (by_lake, by_both) = ([history], [history, lookup]);
+        for (horizon, keepers) in [(now - BEYOND_LOOKUP, &by_lake[..]), (now - KEEP, &by_both[..])] {
+            let forgotten = tokio::select! {
+                result = forget_finished(ledger, horizon, keepers) => result,
+                () = shutdown.cancelled() => return,
+            };
+            if let Err(error) = forgotten {
+                tracing::warn!(error = %chain(&*error), "finished deliveries are kept a little longer");
+            }
         }
     }
-}
-
-async fn forget(ledger: &Ledger, history: &Peer, lookup: &Peer) {
-    let now = ledger.clock.now();
-    let (by_lake, by_both) = ([history], [history, lookup]);
-    // Each has its turn, whatever becomes of the others.
-    let kept = [
-        ("idempotency keys", forget_keys(ledger, now - KEEP_KEYS).await),
-        ("old deliveries", forget_finished(ledger, now - BEYOND_LOOKUP, &by_lake).await),
-        ("finished deliveries", forget_finished(ledger, now - KEEP, &by_both).await),
-    ];
-    for (what, result) in kept {
-        if let Err(error) = result {
-            tracing::warn!(error = %chain(&*error), "{what} are kept a little longer");
-        }
-    }
-}
-
-/// Forgets keys that no longer hold, some at a time: no statement takes long, and no other waits for it.
-async fn forget_keys(ledger: &Ledger, horizon: Timestamp) -> anyhow::Result<()> {
-    while ledger.store.forget_keys(horizon, KEYS_AT_ONCE).await? == KEYS_AT_ONCE as u64 {}
-    Ok(())
 }
 
 /// Forgets what was over before `horizon` and all of `keepers` have.
