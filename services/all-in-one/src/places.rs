@@ -131,7 +131,7 @@ mod tests {
             ("mongodb://a/x?authMechanismProperties=AWS_SESSION_TOKEN:s&w=1", "mongodb://a/x?w=1"),
             ("redis+cluster://:secret@a:1,b:2?prefix=x", "redis+cluster://a:1,b:2?prefix=x"),
             ("s3://one/x@y", "s3://one/x@y"),
-            ("sqlite:/home/me@there/x.db", "sqlite:/home/me@there/x.db"),
+            ("sqlite:/data/me@there/x.db", "sqlite:/data/me@there/x.db"),
         ];
         for (url, place) in told {
             assert_eq!(place_of(url), place);
