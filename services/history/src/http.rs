@@ -143,7 +143,7 @@ mod tests {
         let lake = world.path("lake").display().to_string();
         let config = Config { flush_interval: Duration::from_millis(50), ..Config::new(&lake) };
         let mut tasks = JoinSet::new();
-        tasks.spawn(crate::run(config, node));
+        testkit::serving(&mut tasks, node.door.opened(), crate::run(config, node)).await;
 
         let records: Vec<_> = (0..30).map(|n| finished(n, if n < 25 { "alice" } else { "bob" }, at(1, 1))).collect();
         let mut events: Vec<_> = records.iter().map(|record| delivery_event(record).encode()).collect();

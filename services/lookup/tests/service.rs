@@ -12,7 +12,7 @@ use contracts::{
 use reqwest::{Client, StatusCode};
 use serde::Serialize;
 use serde_json::json;
-use testkit::{World, until};
+use testkit::{World, serving, until};
 use tokio::task::JoinSet;
 
 struct Running {
@@ -28,7 +28,7 @@ impl Running {
         let (node, url) = world.node("lookup", &[]).await;
         let mut tasks = JoinSet::new();
         let store = format!("sqlite:{}", world.path("lookup.db").display());
-        tasks.spawn(lookup::run(lookup::Config { store }, node));
+        serving(&mut tasks, node.door.opened(), lookup::run(lookup::Config { store }, node)).await;
         Self { world, url, http: chassis::client::http_client().unwrap(), tasks }
     }
 

@@ -14,7 +14,7 @@ use contracts::{
 };
 use reqwest::{Client, StatusCode};
 use serde::Serialize;
-use testkit::{World, until};
+use testkit::{World, serving, until};
 use tokio::task::JoinSet;
 
 struct Running {
@@ -30,7 +30,8 @@ impl Running {
         let (node, url) = world.node("package", &[]).await;
         let mut tasks = JoinSet::new();
         let store = format!("sqlite:{}", world.path("package.db").display());
-        tasks.spawn(package::run(package::Config { store, relaying: package::Relaying::Poll }, node));
+        let config = package::Config { store, relaying: package::Relaying::Poll };
+        serving(&mut tasks, node.door.opened(), package::run(config, node)).await;
         Self { world, url, http: chassis::client::http_client().unwrap(), tasks }
     }
 

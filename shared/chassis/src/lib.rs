@@ -43,8 +43,9 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What is logged where `LOG` does not say it.
-const DEFAULT_LOG: &str = "warn";
+/// What is logged where `LOG` does not say it. Who loses a race for a commit to the lake goes again: the library calls
+/// that an error, and what is one is told by who asked for the commit.
+const DEFAULT_LOG: &str = "warn,deltalake_core::kernel::transaction=off";
 
 /// Installs the TLS provider and the log format; first thing in every main. Repeating it does nothing. Fails where
 /// `LOG` cannot be read.

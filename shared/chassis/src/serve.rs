@@ -10,6 +10,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -35,6 +36,11 @@ const MAX_CONNECTIONS: usize = 8_192;
 /// the 60 s after which the usual load balancers give an idle connection up, so that it is they who close it.
 const HEAD_DEADLINE: Duration = Duration::from_secs(75);
 
+/// How long a caller may take none of what it is sent, whether it is gone or does not read, before its connection is cut:
+/// streams send something every 15 s, so nobody keeps the place of one for longer. The system's default is a quarter of an
+/// hour for who is gone, and no end for who does not read.
+const TAKING_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How long open requests may go on after the shutdown was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -43,6 +49,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 struct Limits {
     connections: usize,
     head_deadline: Duration,
+    taking_deadline: Duration,
 }
 
 /// Opens the door and serves `router` until `shutdown`, then lets open requests end. Adds the health endpoints, and
@@ -59,10 +66,9 @@ pub async fn serve(
         .fallback(|| async { ApiError::not_found() })
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
-    let limits = Limits { connections: MAX_CONNECTIONS, head_deadline: HEAD_DEADLINE };
-    // Nobody opens a door twice.
-    let _ = door.opened.set(());
-    accept(door.socket, app, shutdown, limits).await;
+    let limits =
+        Limits { connections: MAX_CONNECTIONS, head_deadline: HEAD_DEADLINE, taking_deadline: TAKING_DEADLINE };
+    accept(door.open()?, app, shutdown, limits).await;
     Ok(())
 }
 
@@ -76,6 +82,7 @@ async fn accept(mut listener: TcpListener, app: Router, shutdown: CancellationTo
             () = shutdown.cancelled() => break,
             // The listener's own pause after an error keeps a lack of descriptors from becoming a busy loop.
             (stream, _) = Listener::accept(&mut listener), if has_room => {
+                prepare(&stream, limits);
                 connections.spawn(converse(http.clone(), stream, app.clone(), shutdown.clone()));
             }
             // One that panicked has ended, too; the panic has been told already.
@@ -89,12 +96,20 @@ async fn accept(mut listener: TcpListener, app: Router, shutdown: CancellationTo
     }
 }
 
+fn prepare(stream: &TcpStream, limits: Limits) {
+    // Answers are small and written whole: waiting to fill a packet only adds delay.
+    let mut set = stream.set_nodelay(true);
+    // Only Linux has it.
+    if cfg!(target_os = "linux") {
+        set = set.and(SockRef::from(stream).set_tcp_user_timeout(Some(limits.taking_deadline)));
+    }
+    if let Err(error) = set {
+        tracing::debug!(%error, "a connection was not set up");
+    }
+}
+
 /// One connection, request after request.
 async fn converse(http: http1::Builder, stream: TcpStream, app: Router, shutdown: CancellationToken) {
-    // Answers are small and written whole: waiting to fill a packet only adds delay.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY was not set");
-    }
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -129,6 +144,8 @@ mod tests {
 
     /// Far longer than anything here takes.
     const PATIENCE: Duration = Duration::from_secs(20);
+
+    const LIMITS: Limits = Limits { connections: 10, head_deadline: PATIENCE, taking_deadline: PATIENCE };
 
     struct Server {
         address: SocketAddr,
@@ -171,7 +188,7 @@ mod tests {
                 "heard"
             }),
         );
-        let server = server(app, Limits { connections: 1, head_deadline: PATIENCE }).await;
+        let server = server(app, Limits { connections: 1, ..LIMITS }).await;
         let mut first = TcpStream::connect(server.address).await.unwrap();
         ask(&mut first).await;
         hear(&mut first, "heard").await;
@@ -188,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_head_that_does_not_come_ends_its_connection() {
-        let limits = Limits { connections: 10, head_deadline: Duration::from_millis(100) };
+        let limits = Limits { head_deadline: Duration::from_millis(100), ..LIMITS };
         let server = server(Router::new(), limits).await;
         for begun in ["", "GET / HTTP/1.1\r\nhost:"] {
             let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -200,9 +217,25 @@ mod tests {
     }
 
     #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn who_takes_nothing_loses_its_place() {
+        // More than what lies between two programs.
+        const MANY: usize = 64 * 1024 * 1024;
+        let app = Router::new().route("/", get(|| async { vec![b'x'; MANY] }));
+        let taking_deadline = Duration::from_millis(200);
+        let server = server(app, Limits { connections: 1, taking_deadline, ..LIMITS }).await;
+        let mut deaf = TcpStream::connect(server.address).await.unwrap();
+        ask(&mut deaf).await;
+        deaf.readable().await.unwrap();
+        let mut next = TcpStream::connect(server.address).await.unwrap();
+        ask(&mut next).await;
+        hear(&mut next, "x").await;
+    }
+
+    #[tokio::test]
     async fn who_sends_too_much_hears_so_after_the_last_byte() {
         let app = Router::new().route("/", post(|_: crate::Json<serde_json::Value>| async {}));
-        let server = server(app, Limits { connections: 10, head_deadline: PATIENCE }).await;
+        let server = server(app, LIMITS).await;
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         let body = vec![b'x'; 4 * BODY_LIMIT_BYTES];
         let length = body.len();
@@ -226,7 +259,7 @@ mod tests {
                 "ended"
             }),
         );
-        let mut server = server(app, Limits { connections: 10, head_deadline: PATIENCE }).await;
+        let mut server = server(app, LIMITS).await;
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         ask(&mut stream).await;
         begun.cancelled().await;

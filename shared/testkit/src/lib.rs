@@ -11,7 +11,7 @@ use std::{future::Future, time::Duration};
 
 pub use clock::ManualClock;
 pub use wire::Wire;
-pub use world::World;
+pub use world::{World, serving};
 
 /// How long [`until`] waits: long enough for a loaded machine, short enough to notice.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -7,6 +7,7 @@ use chassis::{Door, Node, Peers};
 use contracts::{Clock, SystemClock, api::Role};
 use messaging::EventLog;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Everything that a test's services share.
@@ -68,6 +69,20 @@ impl World {
     /// A token for an hour.
     pub fn token(&self, subject: &str, role: Role) -> String {
         self.issuer.issue(subject, role, self.clock.now(), chrono::Duration::hours(1)).unwrap().0
+    }
+}
+
+/// Runs a service among `tasks`; returns once its door has `opened`.
+#[allow(clippy::panic, reason = "for tests")]
+pub async fn serving(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    opened: impl Future<Output = ()>,
+    run: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) {
+    tasks.spawn(run);
+    tokio::select! {
+        () = opened => {}
+        Some(ended) = tasks.join_next() => panic!("it has ended: {ended:?}"),
     }
 }
 

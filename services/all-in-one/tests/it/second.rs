@@ -2,8 +2,10 @@
 
 use chassis::{Door, Node, Peers};
 use contracts::Clock;
+use futures::FutureExt;
 use reqwest::Method;
 use serde_json::Value;
+use testkit::serving;
 use tokio::{net::TcpSocket, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -50,15 +52,15 @@ impl Second {
             region: contracts::api::default_region(),
         };
         let stores = world.stores.clone();
-        let mut tasks = JoinSet::new();
-        match service {
-            "gateway" => tasks.spawn(gateway::run(gateway::Config::default(), node)),
-            "delivery" => {
-                tasks.spawn(delivery::run(delivery::Config { store: stores.delivery, sole_owner: None }, node))
-            }
-            "fleet" => tasks.spawn(fleet::run(fleet::Config { store: stores.fleet }, node)),
+        let opened = node.door.opened();
+        let run = match service {
+            "gateway" => gateway::run(gateway::Config::default(), node).boxed(),
+            "delivery" => delivery::run(delivery::Config { store: stores.delivery, sole_owner: None }, node).boxed(),
+            "fleet" => fleet::run(fleet::Config { store: stores.fleet }, node).boxed(),
             other => panic!("no second {other}"),
         };
+        let mut tasks = JoinSet::new();
+        serving(&mut tasks, opened, run).await;
         Self { url, tasks, _nobody: nobody }
     }
 

@@ -21,7 +21,7 @@ use contracts::{Clock, Coordinate, DeliveryId, DroneId, SystemClock, api::Role};
 use messaging::EventLog;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -119,14 +119,17 @@ impl World {
         let shutdown = CancellationToken::new();
         let system = System::start(&self.data, &self.stores, 0, self.clock.clone(), shutdown.clone()).await.unwrap();
         let (log, peers, issuer) = (system.log.clone(), system.peers.clone(), system.issuer.clone());
+        let (tell, told) = oneshot::channel();
         let mut serving = JoinSet::new();
         serving.spawn(async move {
-            let ended = system.run(|| ()).await;
+            // Whoever waits for it has given up where it is not heard.
+            let ended = system.run(|| _ = tell.send(())).await;
             if let Err(error) = &ended {
                 println!("the system has failed: {error:#}");
             }
             ended
         });
+        told.await.expect("the system serves");
         Running { log, peers, issuer, serving: Serving::InThisProcess { shutdown, serving }, _lock: lock }
     }
 

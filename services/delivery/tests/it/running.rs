@@ -13,7 +13,7 @@ use contracts::{
 };
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
-use testkit::{ManualClock, World, until};
+use testkit::{ManualClock, World, serving, until};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -90,7 +90,7 @@ impl Running {
         let store = format!("sqlite:{}", self.world.path("delivery.db").display());
         let config = delivery::Config { store, sole_owner: sole_owner.map(str::to_owned) };
         let mut tasks = JoinSet::new();
-        tasks.spawn(delivery::run(config, node));
+        serving(&mut tasks, node.door.opened(), delivery::run(config, node)).await;
         Instance { url, shutdown, tasks }
     }
 

@@ -14,7 +14,7 @@ use contracts::{
 use futures::StreamExt;
 use reqwest::{Method, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
-use testkit::{World, until};
+use testkit::{World, serving, until};
 use tokio::task::JoinSet;
 
 use super::make;
@@ -32,7 +32,7 @@ async fn service() -> Service {
     let (node, url) = world.node("fleet", &[]).await;
     let store = format!("sqlite:{}", world.path("fleet.db").display());
     let mut tasks = JoinSet::new();
-    tasks.spawn(run(Config { store }, node));
+    serving(&mut tasks, node.door.opened(), run(Config { store }, node)).await;
     let service = Service { world, url, http: chassis::client::http_client().unwrap(), tasks };
     until("fleet is ready", async || {
         let answer = service.http.get(format!("{}/health/ready", service.url)).send().await;

@@ -17,7 +17,7 @@ use futures::StreamExt;
 use gateway::Config;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
-use testkit::World;
+use testkit::{World, serving};
 use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 use tokio_stream::wrappers::BroadcastStream;
 
@@ -120,7 +120,7 @@ pub(crate) struct Stage {
     pub(crate) url: String,
     pub(crate) http: reqwest::Client,
     peers: HashMap<&'static str, Peer>,
-    _tasks: JoinSet<()>,
+    _tasks: JoinSet<anyhow::Result<()>>,
 }
 
 impl Stage {
@@ -144,14 +144,14 @@ impl Stage {
             let peer = Peer::default();
             if !away.contains(&name) {
                 let app = Router::new().fallback(answer).with_state(peer.clone());
-                tasks.spawn(async move { axum::serve(listener, app).await.unwrap() });
+                tasks.spawn(async move { Ok(axum::serve(listener, app).await?) });
             }
             urls.push((name, url));
             peers.insert(name, peer);
         }
         let urls: Vec<_> = urls.iter().map(|(name, url)| (*name, url.as_str())).collect();
         let (node, url) = world.node("gateway", &urls).await;
-        tasks.spawn(async move { gateway::run(config, node).await.unwrap() });
+        serving(&mut tasks, node.door.opened(), gateway::run(config, node)).await;
         Self { world, url, http: chassis::client::http_client().unwrap(), peers, _tasks: tasks }
     }
 

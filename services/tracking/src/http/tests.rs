@@ -13,7 +13,7 @@ use futures::{StreamExt, stream::BoxStream};
 use reqwest::{Method, Response};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use testkit::{ManualClock, World, until};
+use testkit::{ManualClock, World, serving, until};
 use tokio::{sync::Mutex, task::JoinSet};
 
 use super::*;
@@ -49,10 +49,13 @@ impl Service {
         let mut tasks = JoinSet::new();
         let (node, delivery) = world.node("delivery", &[]).await;
         let router = Router::new().route("/queries/statuses", post(statuses)).with_state(records.clone());
-        tasks.spawn(chassis::serve(node.door, router, chassis::Readiness::new(), node.shutdown));
+        let opened = node.door.opened();
+        let delivery_runs = chassis::serve(node.door, router, chassis::Readiness::new(), node.shutdown);
+        serving(&mut tasks, opened, delivery_runs).await;
         let (node, url) = world.node("tracking", &[("delivery", &delivery)]).await;
         let store = format!("sqlite:{}", world.path("tracking.db").display());
-        tasks.spawn(crate::run(crate::Config { store: store.clone() }, node));
+        let config = crate::Config { store: store.clone() };
+        serving(&mut tasks, node.door.opened(), crate::run(config, node)).await;
         Self { world, clock, http: chassis::client::http_client().unwrap(), url, store, records, tasks }
     }
 

@@ -6,7 +6,7 @@ use ::auth::{DevIssuer, SigningKey};
 use axum::{Router, body::to_bytes, extract::Request, http::header};
 use contracts::SystemClock;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{net::TcpListener, task::JoinSet};
 use tower::ServiceExt;
 
 use super::*;
@@ -67,17 +67,19 @@ async fn peer_at(urls: &[String]) -> Peer {
     Peer::new("fleet", &urls.join("|"), "test", issuer, Arc::new(SystemClock)).unwrap()
 }
 
-/// The URL of a door that takes connections and never answers, which lasts as long as the door.
-async fn hanging() -> (Door, String) {
-    let door = Door::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", door.address().unwrap());
-    (door, url)
+/// The URL of a listener that takes connections and never answers, which lasts as long as the listener.
+async fn hanging() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
 }
 
-/// The URL of a server that serves nothing but its health.
-async fn living(tasks: &mut JoinSet<anyhow::Result<()>>) -> String {
-    let (door, url) = hanging().await;
-    tasks.spawn(crate::serve(door, Router::new(), Readiness::new(), tokio_util::sync::CancellationToken::new()));
+/// The URL of a server that serves this and its health.
+async fn living(tasks: &mut JoinSet<anyhow::Result<()>>, router: Router) -> String {
+    let door = Door::bind("127.0.0.1:0").await.unwrap();
+    let (url, opened) = (format!("http://{}", door.address().unwrap()), door.opened());
+    tasks.spawn(crate::serve(door, router, Readiness::new(), tokio_util::sync::CancellationToken::new()));
+    opened.await;
     url
 }
 
@@ -111,7 +113,7 @@ async fn without_a_peer_a_service_is_degraded() {
 #[tokio::test]
 async fn one_replica_that_lives_is_enough_and_none_is_too_few() {
     let mut tasks = JoinSet::new();
-    let ((_silent, hangs), lives) = (hanging().await, living(&mut tasks).await);
+    let ((_silent, hangs), lives) = (hanging().await, living(&mut tasks, Router::new()).await);
     let some = peer_at(&[hangs.clone(), lives]).await;
     let (_, body) = ask(&router(Readiness::new().vital_peer(&some))).await;
     assert_eq!(body["status"], "ready");
@@ -124,9 +126,7 @@ async fn one_replica_that_lives_is_enough_and_none_is_too_few() {
 #[tokio::test]
 async fn a_peer_whose_breakers_are_open_is_down_though_it_lives() {
     let mut tasks = JoinSet::new();
-    let (door, url) = hanging().await;
-    let hangs = Router::new().route("/hangs", get(std::future::pending::<()>));
-    tasks.spawn(crate::serve(door, hangs, Readiness::new(), tokio_util::sync::CancellationToken::new()));
+    let url = living(&mut tasks, Router::new().route("/hangs", get(std::future::pending::<()>))).await;
     let peer = peer_at(&[url]).await;
     for _ in 0..crate::breaker::FAILURES_TO_OPEN {
         peer.lives(DEADLINE).await.unwrap();
