@@ -243,7 +243,7 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
-    use crate::fixtures::{BASE, Bench, close, drone, id, open, report, sqlite};
+    use crate::fixtures::{BASE, Bench, close, drone, flying, id, open, report, sqlite};
 
     fn summary(update: &MissionUpdate) -> String {
         match update {
@@ -321,6 +321,21 @@ mod tests {
         here.clock.advance(POLL);
         assert_eq!(summary(&updates.next().await.unwrap()), "assigned 2 1");
         assert_eq!(live.next().await.unwrap().last.unwrap().sequence, 9);
+    }
+
+    #[tokio::test]
+    async fn what_a_failover_took_back_is_shown() {
+        let (_folder, opened) = sqlite().await;
+        let mut bench = Bench::over(&opened);
+        bench.open(open(1, 1, 1)).await;
+        bench.report(vec![report(1, 4, None)]).await;
+        let mut live = Box::pin(bench.live.watch(id(1)).into_stream());
+        // Shown before, and no longer in the store.
+        let lost = Flight { version: (u64::from(u32::MAX) << 8).into(), ..flying(1, 9) };
+        bench.live.publish(&[lost]);
+        assert_eq!(live.next().await.unwrap().last.unwrap().sequence, 9);
+        bench.feed.take().unwrap().turn().await.unwrap();
+        assert_eq!(live.next().await.unwrap().last.unwrap().sequence, 4);
     }
 
     #[tokio::test]

@@ -74,6 +74,19 @@ pub fn scatter(command: &Document, shard_key: &str) -> Option<String> {
     (!targeted).then(|| format!("{name}{comment}"))
 }
 
+/// A write that does not wait until a majority has it on its disks, or waits for that without end: the command.
+pub fn unconfirmed(command: &Document) -> Option<&Document> {
+    let (name, _) = command.iter().next()?;
+    if !["insert", "update", "delete", "findAndModify"].contains(&name.as_str()) {
+        return None;
+    }
+    let confirmed = command.get_document("writeConcern").is_ok_and(|concern| {
+        let bounded = concern.contains_key("wtimeoutMS") || concern.contains_key("wtimeout");
+        concern.get_str("w").is_ok_and(|w| w == "majority") && concern.get_bool("j").is_ok_and(|j| j) && bounded
+    });
+    (!confirmed).then_some(command)
+}
+
 /// Whether a filter gives the key's value, or a list of its values.
 fn names(filter: &Document, shard_key: &str) -> bool {
     match filter.get(shard_key) {
@@ -88,6 +101,22 @@ mod tests {
     use ::mongodb::bson::doc;
 
     use super::*;
+
+    #[test]
+    fn a_write_is_confirmed_by_a_majoritys_disks_and_not_waited_for_without_end() {
+        let confirmed = doc! { "insert": "c", "writeConcern": { "w": "majority", "j": true, "wtimeout": 5 } };
+        assert_eq!(unconfirmed(&confirmed), None);
+        assert_eq!(unconfirmed(&doc! { "find": "c" }), None);
+        let others = [
+            doc! { "insert": "c" },
+            doc! { "update": "c", "writeConcern": { "w": "majority", "j": true } },
+            doc! { "delete": "c", "writeConcern": { "w": 1, "j": true, "wtimeout": 5 } },
+            doc! { "findAndModify": "c", "writeConcern": { "w": "majority", "wtimeout": 5 } },
+        ];
+        for command in &others {
+            assert_eq!(unconfirmed(command), Some(command));
+        }
+    }
 
     #[test]
     fn a_command_is_targeted_where_each_of_its_statements_names_the_key() {

@@ -221,7 +221,7 @@ pub(super) async fn audit_scan(url: &str) -> Result<Vec<AuditLookup>, StoreError
 
 #[cfg(test)]
 mod on_mongodb {
-    use testkit::mongodb::{Commands, drop_database, scatter};
+    use testkit::mongodb::{Commands, drop_database, scatter, unconfirmed};
 
     use super::*;
     use crate::store::{
@@ -282,6 +282,7 @@ mod on_mongodb {
         assert!(sent.iter().all(|command| command.values().next() == Some(&Bson::from(COLLECTION))), "{sent:?}");
         let scattered: Vec<_> = sent.iter().filter_map(|command| scatter(command, "customer_id")).collect();
         assert_eq!(scattered, ["find: by id", "find: by id", "find: sweep"]);
+        assert_eq!(sent.iter().find_map(unconfirmed), None);
         drop_database(&url).await;
     }
 

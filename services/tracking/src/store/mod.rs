@@ -67,6 +67,13 @@ impl Change {
         flight.version = if whole { replaces.next_era(rand::random()) } else { replaces.next_position() };
         Self { replaces, flight, whole, events: Vec::new(), missions: Vec::new() }
     }
+
+    /// Whether a store that has used up its budget takes it all the same: a stage, without which a parcel that was
+    /// delivered would count as not delivered, and an end, which makes room. Neither a new flight, which can wait, nor a
+    /// mere position, of which the next one says more. A flight has a handful of such changes, so they need little.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.whole && self.missions.iter().all(|note| !note.assigned)
+    }
 }
 
 /// Where a reader of the mission log is: the number of the last line that it has seen, of each part that the engine

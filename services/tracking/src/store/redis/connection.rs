@@ -15,7 +15,7 @@ use redis::{
     ServerErrorKind, Value,
     aio::{ConnectionManager, ConnectionManagerConfig},
     cluster::ClusterClientBuilder,
-    cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo},
+    cluster_routing::{MultipleNodeRoutingInfo, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
     cmd,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
@@ -47,6 +47,9 @@ const CLUSTER_RETRIES: u32 = 3;
 /// How long a replica may take to have a write, in milliseconds: replicas answer within a round trip. Everything behind it
 /// on the connection waits as long.
 const REPLICA_DEADLINE_MS: u32 = 100;
+
+/// The least that `WAIT` takes, in milliseconds: with none it waits for ever.
+const AT_ONCE_MS: u32 = 1;
 
 /// How often the number of replicas is asked for.
 const COUNT_REPLICAS: Duration = Duration::from_secs(1);
@@ -270,6 +273,32 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// The same of the primary of one key, without waiting.
+    pub(super) async fn replicated_at(&self, key: &str) -> Result<(), NotReplicated> {
+        let mut wait = cmd("WAIT");
+        wait.arg(REPLICAS).arg(AT_ONCE_MS);
+        if self.ask_primary::<u32>(key, &wait).await? < REPLICAS {
+            let info: redis::InfoDict = self.ask_primary(key, cmd("INFO").arg("replication")).await?;
+            if replicas_of(&info) > 0 {
+                return Err(NotReplicated::Late(format!("the primary of {key}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// One command that names no key, to the primary of this one.
+    async fn ask_primary<T: FromRedisValue>(&self, key: &str, command: &Cmd) -> RedisResult<T> {
+        match &self.link {
+            Link::Server(server) => command.query_async(&mut server.main.clone()).await,
+            Link::Cluster(cluster) => {
+                let node = SingleNodeRoutingInfo::SpecificNode(Route::with_key(key, SlotAddr::Master));
+                let asked = cluster
+                    .with(async |mut link| link.route_command(command.clone(), RoutingInfo::SingleNode(node)).await);
+                Ok(T::from_redis_value(asked.await?)?)
+            }
+        }
     }
 
     /// Whether any primary has a replica; as of a moment ago.

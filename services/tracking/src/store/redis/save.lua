@@ -1,6 +1,6 @@
 -- Saves the changes of one bucket: for each, all of it if the flight is at the version that it replaces, or else nothing
--- of it. Runs without `allow-oom`, so that a store that is full refuses the call before any write; but for a call that
--- only ends flights, which makes room, or that ends them again, which takes none.
+-- of it. Runs without `allow-oom`, so that a store that is full refuses the call before any write; but for a call of only
+-- such changes as are owed (`Change::is_owed`): stages and ends.
 --
 -- KEYS, all of one hash tag: outbox stream, mission log stream, counts, positions (geo index), open flights by change,
 -- closed flights by close, the channel of changes; then for each change its flight, and for each of its mission notes

@@ -1,6 +1,9 @@
 //! Saves a batch: its changes by bucket, one run of a script for some of a bucket's, all at once.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use contracts::Timestamp;
 use futures::future::join_all;
@@ -31,28 +34,28 @@ const MAX_INDEXED_LATITUDE: f64 = 85.051_128_78;
 pub(super) struct SaveScript {
     saving: Script,
     /// The same, taken by a store that is full as well.
-    ending: Script,
+    owed: Script,
 }
 
 impl SaveScript {
     pub(super) fn new() -> Self {
         Self {
             saving: Script::new(include_str!("save.lua")),
-            ending: Script::new(concat!("#!lua flags=allow-oom\n", include_str!("save.lua"))),
+            owed: Script::new(concat!("#!lua flags=allow-oom\n", include_str!("save.lua"))),
         }
     }
 
-    /// The one for changes that all end flights, or that do not.
-    fn of(&self, ends: bool) -> &Script {
-        if ends { &self.ending } else { &self.saving }
+    /// The one for changes that are all owed, or that are not.
+    fn of(&self, owed: bool) -> &Script {
+        if owed { &self.owed } else { &self.saving }
     }
 }
 
-/// Changes that share a call: those of a bucket that end flights, or those that do not.
+/// Changes that share a call: those of a bucket that a full store takes as well, or the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Group {
     bucket: Bucket,
-    ends: bool,
+    owed: bool,
 }
 
 /// The server refused to take more.
@@ -69,7 +72,7 @@ pub(super) async fn save(
 ) -> Vec<Result<(), SaveError>> {
     let mut by_group: BTreeMap<Group, Vec<usize>> = BTreeMap::new();
     for (at, change) in changes.iter().enumerate() {
-        let group = Group { bucket: bucket_of(change.flight.delivery_id), ends: !change.flight.is_open() };
+        let group = Group { bucket: bucket_of(change.flight.delivery_id), owed: change.is_owed() };
         by_group.entry(group).or_default().push(at);
     }
     let calls: Vec<(Group, &[usize])> = by_group
@@ -91,7 +94,7 @@ pub(super) async fn save(
 async fn save_some(
     shared: &Shared,
     script: &SaveScript,
-    Group { bucket, ends }: Group,
+    Group { bucket, owed }: Group,
     changes: &[Change],
     places: &[usize],
     now: Timestamp,
@@ -100,7 +103,7 @@ async fn save_some(
     let outcome = async {
         let call = call(shared, bucket, &changes, now)?;
         let way = if changes.iter().any(|change| change.whole) { Way::Main } else { Way::Aside };
-        let saved: Vec<u8> = shared.connection.run(script.of(ends), &call, way).await.map_err(unavailable)?;
+        let saved: Vec<u8> = shared.connection.run(script.of(owed), &call, way).await.map_err(unavailable)?;
         Ok::<_, Unavailable>(saved)
     };
     match outcome.await {
@@ -193,9 +196,18 @@ async fn await_replicas(shared: &Shared, changes: &[Change], results: &mut [Resu
     if waiting.is_empty() {
         return;
     }
-    if let Err(error) = shared.connection.replicated().await {
-        let error = Unavailable(Arc::new(error));
-        for at in waiting {
+    if shared.connection.replicated().await.is_ok() {
+        return;
+    }
+    // Of which primaries, so that the buckets of the others go on.
+    let of = |at: &usize| bucket_of(changes[*at].flight.delivery_id);
+    let asked = waiting.iter().map(of).collect::<BTreeSet<_>>().into_iter().map(async |bucket| {
+        let answer = shared.connection.replicated_at(&shared.keys.open(bucket)).await;
+        (bucket, answer.map_err(|error| Unavailable(Arc::new(error))))
+    });
+    let answers: BTreeMap<_, _> = join_all(asked).await.into_iter().collect();
+    for at in waiting {
+        if let Some(Err(error)) = answers.get(&of(&at)) {
             results[at] = Err(error.clone().into());
         }
     }

@@ -262,6 +262,22 @@ mod on_redis_cluster_of_its_own {
         .await;
         assert!(matches!(bench.close(close(1, 1, 1, Stage::Completed)).await, CloseOutcome::Closed { .. }));
     }
+
+    #[tokio::test]
+    async fn a_replica_that_stands_still_holds_up_its_own_buckets_only() {
+        const FLIGHTS: usize = 60;
+        let Some(own) = Own::start("redis-cluster", "TEST_REDIS_CLUSTER_URL").await else { return };
+        let bench = Bench::over(&open_store(&own.url).await.unwrap());
+        let open_all = async || {
+            let outcomes = bench.tracker.open((1..=FLIGHTS as u128).map(|number| open(number, 1, 1)).collect()).await;
+            outcomes.into_iter().filter(|outcome| *outcome == OpenOutcome::Opened).count()
+        };
+        own.freeze_node("redis-cluster-4").await;
+        let opened = open_all().await;
+        assert!((FLIGHTS / 2..FLIGHTS).contains(&opened), "of two of three primaries: {opened}");
+        own.thaw_node("redis-cluster-4").await;
+        until("the replica follows again", async || (open_all().await == FLIGHTS).then_some(())).await;
+    }
 }
 
 /// Servers of one test's own, which it may fill, stop and kill.
@@ -275,7 +291,7 @@ mod on_redis_of_its_own {
     }
 
     #[tokio::test]
-    async fn a_full_store_says_so_writes_nothing_and_goes_on_when_there_is_room() {
+    async fn a_full_store_says_so_takes_only_stages_and_ends_and_goes_on_when_there_is_room() {
         let Some(own) = Own::start("redis", "TEST_REDIS_URL").await else { return };
         let (opened, connection) = opened(&own).await;
         let bench = Bench::over(&opened);
@@ -293,8 +309,14 @@ mod on_redis_of_its_own {
         assert_eq!(bench.open(open(2, 1, 1)).await, OpenOutcome::Unavailable);
         assert_eq!(bench.report(vec![report(1, 1, None)]).await, [ReportOutcome::Unavailable]);
         assert!(bench.stored(2).await.is_none(), "reading goes on");
+        assert_eq!(bench.open(open(1, 1, 1)).await, OpenOutcome::Opened, "again: it takes no room");
+        let stages = [Stage::HeadedToPickup, Stage::HeadedToDropoff];
+        for (stage, sequence) in stages.into_iter().zip(2..) {
+            assert_eq!(bench.report(vec![report(1, sequence, Some(stage))]).await, [ReportOutcome::Accepted]);
+            assert_eq!(bench.stored(1).await.unwrap().stage(), stage);
+        }
 
-        // What makes room goes on, too: the relay leases, reads and deletes, and flights end.
+        // The relay leases, reads and deletes, and flights end.
         let buckets = lease(&*opened.outbox).await;
         bench.close(close(1, 1, 1, Stage::Completed)).await;
         assert!(!bench.stored(1).await.unwrap().is_open());

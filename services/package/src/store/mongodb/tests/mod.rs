@@ -13,7 +13,7 @@ mod on_mongodb {
     use messaging::{abort::ABORT_AT, mongodb, outbox::Place};
     use testkit::{
         ManualClock,
-        mongodb::{Commands, drop_database, scatter},
+        mongodb::{Commands, drop_database, scatter, unconfirmed},
         until,
     };
 
@@ -225,6 +225,7 @@ mod on_mongodb {
                 _ => panic!("a command to no collection of ours: {command}"),
             };
             scattered.extend(scatter(&command, shard_key));
+            assert_eq!(unconfirmed(&command), None);
         }
         drop_database(&url).await;
         Some(scattered.into_iter().collect())
