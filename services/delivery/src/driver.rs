@@ -35,7 +35,7 @@ const MAX_ACTIVE: usize = 2_048;
 /// Requests to drive that wait. Past it a delivery is found by its due time instead.
 const KICKS: usize = 8_192;
 
-/// How often due deliveries are looked for: the bound of what a lost kick costs.
+/// How often due deliveries are looked for at least: the bound of what a lost kick costs.
 const POLL: Duration = Duration::from_millis(250);
 
 /// Conflicts in a row before a driver leaves a delivery to its due time: something writes it all the time.
@@ -107,16 +107,19 @@ pub(crate) async fn run(
         Seat { owner: driver.owner, ledger, participants, active: Active::default(), shutdown: shutdown.clone() };
     let mut driven = JoinSet::new();
     let mut batch = Vec::new();
-    let mut last_poll = Timestamp::UNIX_EPOCH;
+    let (mut last_poll, mut pause) = (Timestamp::UNIX_EPOCH, POLL);
     loop {
         let room = MAX_ACTIVE.saturating_sub(driven.len());
-        let next_poll = next_poll(last_poll, seat.ledger.clock.now());
+        let next_poll = next_poll(last_poll, seat.ledger.clock.now(), pause);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
             // Before the kicks, so that these cannot keep timers waiting: it is ready only once in a while.
             () = seat.ledger.clock.sleep_until(next_poll), if room > 0 => {
                 last_poll = seat.ledger.clock.now();
+                // Spread: among replicas none looks just before another each time, so that a delivery whose steps fail here,
+                // since a participant is out of this one's reach, soon is another's.
+                pause = POLL.mul_f64(rand::random_range(0.5..1.0));
                 seat.take_due(room, &mut driven).await;
             }
             Some(ended) = driven.join_next(), if !driven.is_empty() => ended?,
@@ -141,9 +144,9 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// When due deliveries are looked for next. A clock that was set back does not put it off by more than one interval.
-fn next_poll(last_poll: Timestamp, now: Timestamp) -> Timestamp {
-    last_poll.min(now) + POLL
+/// When due deliveries are looked for next. A clock that was set back does not put it off by more than the pause.
+fn next_poll(last_poll: Timestamp, now: Timestamp, pause: Duration) -> Timestamp {
+    last_poll.min(now) + pause
 }
 
 #[derive(Clone)]
@@ -445,8 +448,8 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_back_does_not_stop_the_looking_for_due_deliveries() {
         let now = Timestamp::UNIX_EPOCH + chrono::Duration::days(20_000);
-        assert_eq!(next_poll(now - POLL, now), now);
-        assert_eq!(next_poll(now + chrono::Duration::hours(1), now), now + POLL);
+        assert_eq!(next_poll(now - POLL, now, POLL), now);
+        assert_eq!(next_poll(now + chrono::Duration::hours(1), now, POLL), now + POLL);
     }
 
     #[tokio::test]

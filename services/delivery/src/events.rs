@@ -13,7 +13,7 @@ use crate::{
     domain::{Changes, Delivery, Next},
     driver::Driver,
     ledger::Ledger,
-    store::{LeaseChange, StoreError},
+    store::{LeaseChange, StoreError, Unreadable},
 };
 
 /// What this service listens to.
@@ -58,9 +58,19 @@ impl Handler for Subscriber {
                 Err(error) => results[index] = Err(error.into()),
             }
         }
-        if let Err(error) = self.take_up(&news).await {
-            for (index, _) in news.values().flatten() {
-                results[*index] = Err(HandleError::unavailable(error.clone()));
+        match self.take_up(&news).await {
+            // Their events wait among the dead letters for a version that can read them; nobody waits for them here.
+            Ok(unreadable) => {
+                for delivery in unreadable {
+                    for (index, _) in news.get(&delivery.id).into_iter().flatten() {
+                        results[*index] = Err(HandleError::poison(delivery.clone()));
+                    }
+                }
+            }
+            Err(error) => {
+                for (index, _) in news.values().flatten() {
+                    results[*index] = Err(HandleError::unavailable(error.clone()));
+                }
             }
         }
         abort_point("delivery.event_applied");
@@ -70,15 +80,24 @@ impl Handler for Subscriber {
 
 impl Subscriber {
     /// Applies all news, a change for each delivery; those that met a concurrent change once more on what is there now.
-    async fn take_up(&self, news: &HashMap<DeliveryId, Vec<(usize, News)>>) -> Result<(), StoreError> {
+    /// Answers the deliveries that it cannot read.
+    async fn take_up(&self, news: &HashMap<DeliveryId, Vec<(usize, News)>>) -> Result<Vec<Unreadable>, StoreError> {
         let mut pending: Vec<DeliveryId> = news.keys().copied().collect();
+        let mut unreadable = Vec::new();
         for _ in 0..MAX_ROUNDS {
             if pending.is_empty() {
-                return Ok(());
+                return Ok(unreadable);
             }
             let mut writes = Vec::new();
             let mut kicked = Vec::new();
             for read in self.ledger.store.load(&pending).await? {
+                let read = match read {
+                    Ok(read) => read,
+                    Err(delivery) => {
+                        unreadable.push(delivery);
+                        continue;
+                    }
+                };
                 let id = read.record.delivery_id;
                 let items = news.get(&id).map(Vec::as_slice).unwrap_or_default();
                 let mut next = read.clone();
@@ -93,7 +112,7 @@ impl Subscriber {
                 writes.push(change);
             }
             if writes.is_empty() {
-                return Ok(());
+                return Ok(unreadable);
             }
             let written = self.ledger.update_all(&writes).await;
             pending.clear();

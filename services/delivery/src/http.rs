@@ -292,7 +292,8 @@ async fn statuses(
     }
     let mut found = HashMap::with_capacity(query.ids.len());
     for delivery in state.ledger.store.load(&query.ids).await? {
-        found.insert(delivery.record.delivery_id, delivery.record);
+        let record = delivery.map_err(StoreError::from)?.record;
+        found.insert(record.delivery_id, record);
     }
     let mut answer = Vec::with_capacity(query.ids.len());
     for delivery_id in query.ids {

@@ -159,7 +159,7 @@ impl Ledger {
 
     /// One delivery.
     pub(crate) async fn load(&self, id: DeliveryId) -> Result<Option<Delivery>, StoreError> {
-        Ok(self.store.load(&[id]).await?.into_iter().next())
+        Ok(self.store.load(&[id]).await?.into_iter().next().transpose()?)
     }
 }
 
@@ -172,10 +172,6 @@ struct Committed {
 
 impl Committed {
     fn tell(&self, changes: &[Change], results: &[Result<(), StoreError>]) {
-        if results.iter().any(|result| matches!(result, Err(StoreError::Unavailable(_)))) {
-            // It may be committed all the same: whoever watches looks.
-            self.live.missed();
-        }
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for (change, result) in changes.iter().zip(results) {
             if result.is_err() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chassis::{Peer, janitor};
 use contracts::{
-    Timestamp,
+    DeliveryId, Timestamp,
     commands::{Ids, MAX_COMMANDS},
 };
 use messaging::outbox::chain;
@@ -26,6 +26,10 @@ const KEEP_KEYS: chrono::Duration = chrono::Duration::hours(24);
 
 /// Keys forgotten by one statement: some milliseconds.
 const KEYS_AT_ONCE: usize = 1_000;
+
+/// How many pages of deliveries may fail in a round: what the lake cannot answer of one page keeps no other, but where
+/// nothing is answered no more is asked.
+const MAX_FAILED_PAGES: usize = 5;
 
 /// Runs until `shutdown`.
 pub(crate) async fn run(ledger: Ledger, history: Peer, lookup: Peer, shutdown: CancellationToken) {
@@ -63,15 +67,68 @@ async fn forget_deliveries(ledger: &Ledger, history: &Peer, lookup: &Peer, shutd
 
 /// Forgets what was over before `horizon` and all of `keepers` have.
 async fn forget_finished(ledger: &Ledger, horizon: Timestamp, keepers: &[&Peer]) -> anyhow::Result<()> {
-    let mut after = None;
-    loop {
-        let mut safe = ledger.store.finished(horizon, after, MAX_COMMANDS).await?;
-        let Some(last) = safe.last() else { return Ok(()) };
+    let (mut after, mut failures) = (None, Vec::new());
+    while failures.len() < MAX_FAILED_PAGES {
+        let page = ledger.store.finished(horizon, after, MAX_COMMANDS).await?;
+        let Some(last) = page.last() else { break };
         after = Some(*last);
-        for keeper in keepers {
-            let kept: Ids = keeper.post("/queries/contains", &Ids { ids: safe }).await?;
-            safe = kept.ids;
+        if let Err(error) = forget_page(ledger, page, keepers).await {
+            failures.push(error);
         }
-        ledger.store.forget(&safe).await?;
+    }
+    failures.pop().map_or(Ok(()), Err)
+}
+
+async fn forget_page(ledger: &Ledger, page: Vec<DeliveryId>, keepers: &[&Peer]) -> anyhow::Result<()> {
+    let mut safe = page;
+    for keeper in keepers {
+        let kept: Ids = keeper.post("/queries/contains", &Ids { ids: safe }).await?;
+        safe = kept.ids;
+    }
+    Ok(ledger.store.forget(&safe).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Json, Router, http::StatusCode, routing::post};
+    use testkit::{World, serving};
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::{
+        live::Live,
+        store::{
+            self,
+            contract::samples::{at, delivery, ended, id, new},
+        },
+    };
+
+    /// A lake that has everything, and cannot answer of the very first delivery.
+    async fn contains(Json(asked): Json<Ids>) -> Result<Json<Ids>, StatusCode> {
+        if asked.ids.contains(&id(1)) { Err(StatusCode::INTERNAL_SERVER_ERROR) } else { Ok(Json(asked)) }
+    }
+
+    #[tokio::test]
+    async fn what_the_lake_cannot_answer_of_one_page_keeps_no_other() {
+        const FINISHED: u128 = MAX_COMMANDS as u128 + 3;
+        let world = World::new().await;
+        let (node, lake) = world.node("history", &[]).await;
+        let router = Router::new().route("/queries/contains", post(contains));
+        let (mut running, opened) = (JoinSet::new(), node.door.opened());
+        let serves = chassis::serve(node.door, router, chassis::Readiness::new(), node.shutdown);
+        serving(&mut running, opened, serves).await;
+        let (node, _) = world.node("delivery", &[("history", &lake)]).await;
+        let store = store::open(&format!("sqlite:{}", world.path("delivery.db").display())).await.unwrap();
+        let mut tasks = chassis::supervise::Tasks::new();
+        let ledger = Ledger::new(store, world.clock.clone(), Live::new(), &mut tasks);
+        let begun: Vec<_> = (1..=FINISHED).map(new).collect();
+        let over: Vec<_> = (1..=FINISHED).map(|number| ended(&delivery(number, "alice"), 10)).collect();
+        for changes in [begun, over] {
+            assert!(ledger.store.save(&changes).await.iter().all(Result::is_ok));
+        }
+        let told = forget_finished(&ledger, at(20), &[&node.peer("history").unwrap()]).await;
+        assert!(told.is_err());
+        let kept = ledger.store.finished(at(20), None, 2 * MAX_COMMANDS).await.unwrap();
+        assert_eq!(kept, (1..=MAX_COMMANDS as u128).map(id).collect::<Vec<_>>());
     }
 }

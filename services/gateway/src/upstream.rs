@@ -12,14 +12,20 @@ use futures::{
 use reqwest::{Method, Response, header};
 use serde::de::DeserializeOwned;
 
-/// How long to wait before a stream that broke, or is not there yet, is asked for again: a restart takes seconds.
-pub(crate) const RECONNECT: Duration = Duration::from_secs(1);
+/// How long to wait at most before a stream that broke, or is not there yet, is asked for again: a restart takes seconds.
+const RECONNECT: Duration = Duration::from_secs(1);
 
 /// A stream that says nothing for so long is broken: our services send a comment every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
 
 /// The largest event: the whole fleet's first message is far smaller, a runaway stream is not.
 const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long to wait before a stream is asked for again: at least half of [`RECONNECT`], spread, since what breaks one
+/// stream mostly breaks all of a service's, and each begins with reading.
+pub(crate) fn reconnect_pause() -> Duration {
+    RECONNECT.mul_f64(rand::random_range(0.5..1.0))
+}
 
 /// Where a stream comes from.
 #[derive(Clone)]
@@ -93,9 +99,9 @@ impl<T: DeserializeOwned + Send + 'static> Following<T> {
                     return Some(Heard::Message(message));
                 }
                 self.messages = None;
-                self.source.clock.sleep(RECONNECT).await;
+                self.source.clock.sleep(reconnect_pause()).await;
             } else if self.is_lost {
-                self.source.clock.sleep(RECONNECT).await;
+                self.source.clock.sleep(reconnect_pause()).await;
             }
             let opened = match self.first.take() {
                 Some(response) => Ok(response),
@@ -116,7 +122,7 @@ impl<T: DeserializeOwned + Send + 'static> Following<T> {
                     if std::mem::take(&mut self.is_lost) {
                         return Some(Heard::Connected);
                     }
-                    self.source.clock.sleep(RECONNECT).await;
+                    self.source.clock.sleep(reconnect_pause()).await;
                 }
                 Err(_) => return None,
             }

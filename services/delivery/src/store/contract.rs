@@ -4,15 +4,16 @@ mod changes;
 mod instances;
 mod leases;
 mod reading;
-mod samples;
+pub(crate) mod samples;
 
 use std::sync::Arc;
 
 use contracts::{DeliveryId, api::StepEntry, events::CloudEvent};
+use messaging::sql::{Bind, Engine};
 use tempfile::TempDir;
 
 use self::samples::id;
-use super::{Change, Store, StoreError, audit_scan, open};
+use super::{Change, Store, StoreError, audit_scan, open, sql::MIGRATIONS};
 use crate::domain::Delivery;
 
 /// A fresh store.
@@ -46,7 +47,7 @@ impl Subject {
     }
 
     async fn find(&self, number: u128) -> Option<Delivery> {
-        self.store.load(&[id(number)]).await.unwrap().pop()
+        self.store.load(&[id(number)]).await.unwrap().pop().transpose().unwrap()
     }
 
     async fn get(&self, number: u128) -> Delivery {
@@ -55,6 +56,15 @@ impl Subject {
 
     async fn steps(&self, number: u128) -> Vec<StepEntry> {
         self.store.steps(id(number)).await.unwrap()
+    }
+
+    /// Makes a delivery one that a newer version of the service has written.
+    async fn spoil(&self, number: u128) {
+        let (engine, _) = Engine::open(&self.url, MIGRATIONS).await.unwrap();
+        let mut tx = engine.begin().await.unwrap();
+        let binds = [Bind::Text("{}"), Bind::Text(&id(number).to_string())];
+        assert_eq!(tx.done("update deliveries set doc = $1 where delivery_id = $2", &binds).await.unwrap(), 1);
+        engine.commit(tx, &[]).await.unwrap();
     }
 
     /// What waits in the outbox, in order.
@@ -126,10 +136,12 @@ macro_rules! suite {
                 a_release_gives_the_lease_back,
                 a_hold_prolongs_the_lease,
                 an_owner_that_starts_anew_releases_what_it_had,
+                one_that_cannot_be_read_keeps_no_other_waiting,
                 what_is_over_is_never_claimed;
             reading:
                 a_list_is_paged_newest_first_and_shows_only_ones_own,
                 loading_answers_those_that_exist,
+                one_that_cannot_be_read_hides_no_other,
                 the_quiet_are_open_and_unchanged,
                 the_finished_are_listed_by_id,
                 what_is_forgotten_is_gone_with_its_logs,

@@ -1,7 +1,7 @@
 //! Where deliveries are kept: rows with their saga, the stage log, the saga's log, idempotency keys, the outbox.
 
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 mod sql;
 
 use std::{collections::HashSet, sync::Arc};
@@ -38,6 +38,23 @@ pub enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         Self::Unavailable(Arc::new(error))
+    }
+}
+
+/// A delivery that is there, written by a version of this service that wrote what this one does not know.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("delivery {id} cannot be read by this version of the service")]
+pub struct Unreadable {
+    /// Which one.
+    pub id: DeliveryId,
+    /// Why.
+    #[source]
+    pub cause: Arc<serde_json::Error>,
+}
+
+impl From<Unreadable> for StoreError {
+    fn from(unreadable: Unreadable) -> Self {
+        Self::Unavailable(Arc::new(unreadable))
     }
 }
 
@@ -129,8 +146,8 @@ pub trait Store: Send + Sync + 'static {
     /// What a customer's idempotency key was used for: the delivery, and the hash of the body.
     async fn key_use(&self, customer: &CustomerId, key: &str) -> Result<Option<(DeliveryId, String)>, StoreError>;
 
-    /// Those of the deliveries that exist, in no order.
-    async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Delivery>, StoreError>;
+    /// Those of the deliveries that exist, in no order. One that cannot be read keeps nobody from the others.
+    async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Result<Delivery, Unreadable>>, StoreError>;
 
     /// Leases deliveries whose time has come, the oldest first: those that nobody holds, those whose lease has ended, and
     /// the owner's own. What a change makes due while another holds it stays due: that holder's next save meets the

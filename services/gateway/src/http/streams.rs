@@ -25,7 +25,7 @@ use super::{
 use crate::{
     aggregate::{judge, readable, sees},
     domain::view::{Part, Parts, view},
-    upstream::{Absent, Heard, RECONNECT, Source, follow, messages},
+    upstream::{Absent, Heard, Source, follow, messages, reconnect_pause},
 };
 
 /// Deliveries of which a stream remembers what it told, so as to tell nothing older, and to know which may have ended
@@ -320,7 +320,7 @@ impl All {
         for _ in 1..CATCH_UP_TRIES {
             match self.current().await {
                 Ok(records) => return records,
-                Err(PeerError::Unavailable { .. }) => self.gateway.clock.sleep(RECONNECT).await,
+                Err(PeerError::Unavailable { .. }) => self.gateway.clock.sleep(reconnect_pause()).await,
                 Err(PeerError::Refused { .. }) => return None,
             }
         }

@@ -135,6 +135,14 @@ pub(super) async fn a_hold_prolongs_the_lease(subject: Subject) {
     assert_eq!(due(&subject, "b", 20).await, [1]);
 }
 
+pub(super) async fn one_that_cannot_be_read_keeps_no_other_waiting(subject: Subject) {
+    subject.accept(&[new(1), new(2), new(3)]).await;
+    subject.spoil(2).await;
+    assert_eq!(due(&subject, "a", 3).await, [1, 3]);
+    let named = subject.store.claim(&[id(1), id(2), id(3)], "b", at(13), at(23)).await.unwrap();
+    assert_eq!(numbers(&named), [1, 3]);
+}
+
 pub(super) async fn an_owner_that_starts_anew_releases_what_it_had(subject: Subject) {
     subject.accept(&[new(1), new(2), new(3)]).await;
     let old = claim(&subject, 1, "a", 5).await.unwrap();

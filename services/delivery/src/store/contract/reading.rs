@@ -1,5 +1,7 @@
 //! What customers, operators and the service's own rounds read.
 
+use std::collections::BTreeSet;
+
 use contracts::{CustomerId, DeliveryId};
 
 use super::{
@@ -32,11 +34,31 @@ pub(super) async fn a_list_is_paged_newest_first_and_shows_only_ones_own(subject
 
 pub(super) async fn loading_answers_those_that_exist(subject: Subject) {
     subject.accept(&[new(1), new(2)]).await;
-    let mut found = ids(&subject.store.load(&[id(2), id(9), id(1), id(2)]).await.unwrap());
-    found.sort_unstable();
-    assert_eq!(found, [1, 2]);
-    assert!(subject.store.load(&[]).await.unwrap().is_empty());
+    assert_eq!(loaded(&subject, &[2, 9, 1, 2]).await, ([1, 2].into(), [].into()));
+    assert_eq!(loaded(&subject, &[]).await, Default::default());
     assert!(subject.steps(9).await.is_empty());
+}
+
+/// Those that can be read, and those that cannot.
+async fn loaded(subject: &Subject, numbers: &[u128]) -> (BTreeSet<u128>, BTreeSet<u128>) {
+    let asked: Vec<_> = numbers.iter().copied().map(id).collect();
+    let (mut readable, mut unreadable) = (BTreeSet::new(), BTreeSet::new());
+    for delivery in subject.store.load(&asked).await.unwrap() {
+        match delivery {
+            Ok(delivery) => assert!(readable.insert(delivery.record.delivery_id.0.as_u128())),
+            Err(unknown) => assert!(unreadable.insert(unknown.id.0.as_u128())),
+        }
+    }
+    (readable, unreadable)
+}
+
+pub(super) async fn one_that_cannot_be_read_hides_no_other(subject: Subject) {
+    subject.accept(&[new(1), new(2), new(3)]).await;
+    subject.spoil(2).await;
+    assert_eq!(loaded(&subject, &[1, 2, 3, 4]).await, ([1, 3].into(), [2].into()));
+    assert_eq!(ids(&subject.store.quiet(at(50), None, 9).await.unwrap()), [1, 3]);
+    let list = subject.store.list(&"alice".parse().unwrap(), None, 9).await;
+    assert!(list.is_err(), "its customer is not told that it does not exist");
 }
 
 pub(super) async fn the_quiet_are_open_and_unchanged(subject: Subject) {

@@ -16,17 +16,17 @@ use crate::{
 };
 
 /// That many seconds after a beginning.
-pub(super) fn at(seconds: i64) -> Timestamp {
+pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::UNIX_EPOCH + Duration::days(20_000) + Duration::seconds(seconds)
 }
 
 /// Ids are ordered by their numbers.
-pub(super) fn id(number: u128) -> DeliveryId {
+pub(crate) fn id(number: u128) -> DeliveryId {
     DeliveryId(Uuid::from_u128(number))
 }
 
 /// A delivery that `customer` asked for at that second.
-pub(super) fn delivery(number: u128, customer: &str) -> Delivery {
+pub(crate) fn delivery(number: u128, customer: &str) -> Delivery {
     let wish = CreateDelivery {
         pickup: Coordinate { latitude: 1.0, longitude: 2.0 },
         dropoff: Coordinate { latitude: 1.1, longitude: 2.000_000_000_000_1 },
@@ -45,7 +45,7 @@ pub(super) fn delivery(number: u128, customer: &str) -> Delivery {
 }
 
 /// A new delivery of alice: nobody's lease, due at its request.
-pub(super) fn new(number: u128) -> Change {
+pub(crate) fn new(number: u128) -> Change {
     new_of(number, "alice")
 }
 
@@ -89,7 +89,7 @@ pub(super) fn next(read: &Delivery, due: Option<Timestamp>, lease: LeaseChange) 
 }
 
 /// `read`, over at that second.
-pub(super) fn ended(read: &Delivery, second: i64) -> Change {
+pub(crate) fn ended(read: &Delivery, second: i64) -> Change {
     let mut delivery = read.clone();
     delivery.record.version += 1;
     delivery.record.stage = Stage::Cancelled;

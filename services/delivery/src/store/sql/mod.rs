@@ -20,9 +20,11 @@ use messaging::{
 
 use self::{
     news::News,
-    write::{LOCK, append_logs, claim_keys, id_of, insert_new, parse, refuse_repeated, update_known, withdraw_keys},
+    write::{
+        LOCK, append_logs, claim_keys, delivery_of, id_of, insert_new, refuse_repeated, update_known, withdraw_keys,
+    },
 };
-use super::{AuditDelivery, Change, Claimed, Elsewhere, Store, StoreError, Summary};
+use super::{AuditDelivery, Change, Claimed, Elsewhere, Store, StoreError, Summary, Unreadable};
 use crate::domain::Delivery;
 
 const SQLITE_TABLES: &str = "
@@ -99,7 +101,7 @@ create table idempotency_keys (
 create index idempotency_keys_by_age on idempotency_keys (used_ms);
 ";
 
-const MIGRATIONS: Migrations = Migrations { sqlite: &[SQLITE_TABLES], postgres: &[POSTGRES_TABLES] };
+pub(super) const MIGRATIONS: Migrations = Migrations { sqlite: &[SQLITE_TABLES], postgres: &[POSTGRES_TABLES] };
 
 /// The store on either engine.
 pub(super) struct SqlStore {
@@ -131,7 +133,11 @@ impl SqlStore {
         self.engine.say(&mut tx, news::CHANNEL, &self.news.words(&written)).await?;
         let events: Vec<CloudEvent> = written.iter().flat_map(|change| change.events.iter().cloned()).collect();
         abort_point("delivery.before_commit");
-        self.engine.commit(tx, &events).await?;
+        let committed = self.engine.commit(tx, &events).await;
+        if committed.is_err() {
+            self.news.begin_anew();
+        }
+        committed?;
         abort_point("delivery.committed");
         if !events.is_empty() {
             self.signal.wake();
@@ -150,12 +156,11 @@ impl SqlStore {
         .await?;
         let mut claimed = Vec::with_capacity(rows.len());
         for row in &rows {
-            let fence = u64::try_from(row.int(1)?).unwrap_or(0);
-            match parse(row.text(0)?) {
+            let fence = u64::try_from(row.int(2)?).unwrap_or(0);
+            match delivery_of(row)? {
                 Ok(delivery) => claimed.push(Claimed { delivery, fence }),
-                // Of a newer version of this service, which claims it when this lease ends, or the next: the others of the
-                // batch are not kept waiting.
-                Err(error) => tracing::error!(error = %chain(&error), "a delivery that fell due cannot be read"),
+                // The version that wrote it claims it when this lease ends, or the next.
+                Err(error) => tracing::error!(error = %chain(&error), "passed over, though it is due"),
             }
         }
         Ok(claimed)
@@ -175,10 +180,14 @@ impl SqlStore {
         Ok(done.await?)
     }
 
-    /// Reads deliveries: the documents in the first column.
-    async fn documents(&self, sql: &'static str, binds: &[Bind<'_>]) -> Result<Vec<Delivery>, StoreError> {
+    /// Reads deliveries: the documents in the first column, the ids in the second.
+    async fn documents(
+        &self,
+        sql: &'static str,
+        binds: &[Bind<'_>],
+    ) -> Result<Vec<Result<Delivery, Unreadable>>, StoreError> {
         let rows = self.engine.read(sql, binds).await?;
-        Ok(rows.iter().map(|row| parse(row.text(0)?)).collect::<Result<_, _>>()?)
+        Ok(rows.iter().map(delivery_of).collect::<Result<_, _>>()?)
     }
 }
 
@@ -196,7 +205,6 @@ impl Store for SqlStore {
         match postgres::retried(|| self.try_save(changes)).await {
             Ok(results) => results,
             Err(error) => {
-                self.news.begin_anew();
                 let failed = StoreError::from(error);
                 changes.iter().map(|_| Err(failed.clone())).collect()
             }
@@ -210,8 +218,8 @@ impl Store for SqlStore {
         Ok(Some((id_of(row.text(0)?)?, row.text(1)?.to_owned())))
     }
 
-    async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Delivery>, StoreError> {
-        let sql = "select doc from deliveries where delivery_id in (select value from json_each($1))";
+    async fn load(&self, ids: &[DeliveryId]) -> Result<Vec<Result<Delivery, Unreadable>>, StoreError> {
+        let sql = "select doc, delivery_id from deliveries where delivery_id in (select value from json_each($1))";
         self.documents(sql, &[Bind::Text(&json(&ids)?)]).await
     }
 
@@ -236,7 +244,7 @@ impl Store for SqlStore {
                  order by due_ms limit $4 for update skip locked)
              update deliveries set lease_owner = $1, lease_until_ms = $2, due_ms = $2, fence = fence + 1
              where delivery_id in (select delivery_id from picked)
-             returning doc, fence",
+             returning doc, delivery_id, fence",
             &[Bind::Text(owner), ms(until), ms(now), limit_of(limit)],
         )
         .await
@@ -257,7 +265,7 @@ impl Store for SqlStore {
                  order by delivery_id for update)
              update deliveries set lease_owner = $2, lease_until_ms = $3, due_ms = $3, fence = fence + 1
              where delivery_id in (select delivery_id from picked)
-             returning doc, fence",
+             returning doc, delivery_id, fence",
             &[Bind::Text(&json(&ids)?), Bind::Text(owner), ms(until), ms(now)],
         )
         .await
@@ -282,11 +290,11 @@ impl Store for SqlStore {
         limit: usize,
     ) -> Result<Vec<Delivery>, StoreError> {
         // Texts are compared byte by byte, and '~' is past every id.
-        let sql = "select doc from deliveries where customer_id = $1 and delivery_id < coalesce($2, '~')
+        let sql = "select doc, delivery_id from deliveries where customer_id = $1 and delivery_id < coalesce($2, '~')
              order by delivery_id desc limit $3";
         let before = before.map(|id| id.to_string());
         let binds = [Bind::Text(customer.as_str()), Bind::OptionalText(before.as_deref()), limit_of(limit)];
-        self.documents(sql, &binds).await
+        Ok(self.documents(sql, &binds).await?.into_iter().collect::<Result<_, _>>()?)
     }
 
     async fn steps(&self, id: DeliveryId) -> Result<Vec<StepEntry>, StoreError> {
@@ -312,10 +320,18 @@ impl Store for SqlStore {
         after: Option<DeliveryId>,
         limit: usize,
     ) -> Result<Vec<Delivery>, StoreError> {
-        let sql = "select doc from deliveries where due_ms is not null and finished_ms is null and updated_ms < $1
-             and delivery_id > coalesce($2, '') order by delivery_id limit $3";
+        let sql = "select doc, delivery_id from deliveries
+             where due_ms is not null and finished_ms is null and updated_ms < $1 and delivery_id > coalesce($2, '') order by delivery_id limit $3";
         let after = after.map(|id| id.to_string());
-        self.documents(sql, &[ms(quiet_since), Bind::OptionalText(after.as_deref()), limit_of(limit)]).await
+        let binds = [ms(quiet_since), Bind::OptionalText(after.as_deref()), limit_of(limit)];
+        let mut quiet = Vec::with_capacity(limit);
+        for delivery in self.documents(sql, &binds).await? {
+            match delivery {
+                Ok(delivery) => quiet.push(delivery),
+                Err(error) => tracing::error!(error = %chain(&error), "passed over, though nothing moves it"),
+            }
+        }
+        Ok(quiet)
     }
 
     async fn finished(
@@ -398,11 +414,11 @@ pub(super) async fn audit_scan(url: &str) -> anyhow::Result<(Vec<AuditDelivery>,
         let entry = StageEntry { stage, attempt: small(row.int(2)?)?, at: time_of(row.text(3)?)? };
         stages.entry(row.text(0)?.to_owned()).or_default().push(entry);
     }
-    let rows = store.read("select delivery_id, doc from deliveries order by delivery_id").await?;
+    let rows = store.read("select doc, delivery_id from deliveries order by delivery_id").await?;
     let mut deliveries = Vec::with_capacity(rows.len());
     for row in &rows {
-        let stages = stages.remove(row.text(0)?).unwrap_or_default();
-        deliveries.push(AuditDelivery { delivery: parse(row.text(1)?)?, stages });
+        let stages = stages.remove(row.text(1)?).unwrap_or_default();
+        deliveries.push(AuditDelivery { delivery: delivery_of(row)??, stages });
     }
     Ok((deliveries, u64::try_from(unrelayed).unwrap_or(0)))
 }

@@ -10,6 +10,7 @@ use messaging::{
     postgres::{Heard, Hearing, MAX_WORD},
     sql::Engine,
 };
+use tokio::sync::Notify;
 
 use super::write::id_of;
 use crate::store::{Change, Elsewhere};
@@ -28,11 +29,13 @@ pub(super) struct News {
     origin: Mutex<String>,
     /// None on an engine without notifications.
     hearing: Option<Hearing>,
+    /// There is a transaction of which nobody knows whether it was committed.
+    doubt: Notify,
 }
 
 impl News {
     pub(super) fn new(engine: &Engine) -> Self {
-        Self { origin: Mutex::new(some_name()), hearing: engine.hearing(CHANNEL) }
+        Self { origin: Mutex::new(some_name()), hearing: engine.hearing(CHANNEL), doubt: Notify::new() }
     }
 
     /// What to say of these changes.
@@ -53,9 +56,10 @@ impl News {
     }
 
     /// By another name from now on, after a transaction of which nobody knows whether it was committed: should it be, it is
-    /// news.
+    /// news. On an engine that notifies nobody, anything may be.
     pub(super) fn begin_anew(&self) {
         *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = some_name();
+        self.doubt.notify_one();
     }
 
     fn origin(&self) -> String {
@@ -64,7 +68,10 @@ impl News {
 
     /// See `Store::changed_elsewhere`.
     pub(super) async fn next(&self) -> Result<Elsewhere, sqlx::Error> {
-        let Some(hearing) = &self.hearing else { return std::future::pending().await };
+        let Some(hearing) = &self.hearing else {
+            self.doubt.notified().await;
+            return Ok(Elsewhere::Missed);
+        };
         loop {
             let Heard::Said(words) = hearing.next().await? else { return Ok(Elsewhere::Missed) };
             let mut changed = HashSet::new();
@@ -102,9 +109,21 @@ fn some_name() -> String {
 mod tests {
     use super::*;
 
+    fn deaf() -> News {
+        News { origin: Mutex::new("me".to_owned()), hearing: None, doubt: Notify::new() }
+    }
+
+    #[tokio::test]
+    async fn where_nobody_notifies_a_doubtful_commit_may_be_anything() {
+        let news = deaf();
+        assert!(futures::poll!(std::pin::pin!(news.next())).is_pending());
+        news.begin_anew();
+        assert_eq!(news.next().await.unwrap(), Elsewhere::Missed);
+    }
+
     #[test]
     fn ones_own_changes_are_no_news_and_an_odd_word_is_refused() {
-        let news = News { origin: Mutex::new("me".to_owned()), hearing: None };
+        let news = deaf();
         let mut changed = HashSet::new();
         let id = DeliveryId(uuid::Uuid::from_u128(7));
         assert!(news.read(&format!("me {id}"), &mut changed) && changed.is_empty());
@@ -115,7 +134,7 @@ mod tests {
 
     #[test]
     fn ones_own_change_is_news_once_nobody_knows_what_became_of_it() {
-        let news = News { origin: Mutex::new("me".to_owned()), hearing: None };
+        let news = deaf();
         let (mut changed, id) = (HashSet::new(), DeliveryId(uuid::Uuid::from_u128(7)));
         news.begin_anew();
         assert!(news.read(&format!("me {id}"), &mut changed));

@@ -1,6 +1,9 @@
 //! The statements of a batch of changes: one for each table, whatever the number of changes.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use contracts::{CustomerId, DeliveryId, Stage, api::StepEntry, events::StageEntry};
 use messaging::sql::{Bind, Tx, Values, json};
@@ -8,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     domain::Delivery,
-    store::{Change, LeaseChange, StoreError},
+    store::{Change, LeaseChange, StoreError, Unreadable},
 };
 
 /// A row as it goes to SQL.
@@ -60,8 +63,10 @@ impl<'a> RowJson<'a> {
     }
 }
 
-pub(super) fn parse(doc: &str) -> Result<Delivery, sqlx::Error> {
-    serde_json::from_str(doc).map_err(|error| sqlx::Error::Decode(error.into()))
+/// A row's document and id, in its first two columns.
+pub(super) fn delivery_of(row: &Values) -> Result<Result<Delivery, Unreadable>, sqlx::Error> {
+    let (doc, id) = (row.text(0)?, id_of(row.text(1)?)?);
+    Ok(serde_json::from_str(doc).map_err(|cause| Unreadable { id, cause: Arc::new(cause) }))
 }
 
 pub(super) fn id_of(text: &str) -> Result<DeliveryId, sqlx::Error> {
