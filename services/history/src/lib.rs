@@ -185,20 +185,24 @@ async fn maintain(
         let vacuum_now = now >= vacuum_at;
         vacuum_at = if vacuum_now { now + VACUUM_INTERVAL } else { at_most_after(vacuum_at, VACUUM_INTERVAL, now) };
         tokio::select! {
-            result = maintain_once(&table, &keys, vacuum_now) => {
-                if let Err(error) = result {
-                    tracing::warn!(table = table.kind().name(), error = %chain(&error), "upkeep failed, later again");
-                }
-            }
+            () = maintain_once(&table, &keys, vacuum_now) => {}
             () = shutdown.cancelled() => return,
         }
     }
 }
 
-async fn maintain_once(table: &Table, keys: &KeyCache, vacuum_now: bool) -> Result<(), LakeError> {
-    let replaced = compact(table, keys, CompactionLimits::default()).await?;
-    table.checkpoint().await?;
-    let deleted = if vacuum_now { vacuum(table, VACUUM_RETENTION).await? } else { 0 };
-    tracing::debug!(table = table.kind().name(), replaced, deleted, "upkeep done");
-    Ok(())
+/// Each by itself: a file that cannot be read keeps neither the log from being cleaned up nor orphans from being deleted.
+async fn maintain_once(table: &Table, keys: &KeyCache, vacuum_now: bool) {
+    let told = |what, outcome: Result<usize, LakeError>| {
+        let table = table.kind().name();
+        match outcome {
+            Ok(files) => tracing::debug!(table, what, files, "upkeep done"),
+            Err(error) => tracing::warn!(table, what, error = %chain(&error), "upkeep failed, later again"),
+        }
+    };
+    told("compaction", compact(table, keys, CompactionLimits::default()).await);
+    told("checkpoint", table.checkpoint().await.map(|()| 1));
+    if vacuum_now {
+        told("vacuum", vacuum(table, VACUUM_RETENTION).await);
+    }
 }

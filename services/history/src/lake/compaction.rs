@@ -44,21 +44,33 @@ impl Default for CompactionLimits {
     }
 }
 
-/// Compacts every date that needs it; answers how many files were replaced.
+/// Compacts every date that needs it; answers how many files were replaced. A date with a file that cannot be read keeps
+/// no other waiting: the error is that of the first one, and the rest is done.
 pub(crate) async fn compact(table: &Table, cache: &KeyCache, limits: CompactionLimits) -> Result<usize, LakeError> {
-    let mut replaced = 0;
+    let mut replaced = Ok(0);
     let view = table.lock().await?.view();
     let dates: Vec<NaiveDate> = view.iter().map(|(date, _)| date).collect();
     for date in dates {
-        loop {
-            let sources = choose(&table.view(), date, limits);
-            if sources.is_empty() || !replace(table, cache, date, &sources).await? {
-                break;
-            }
-            replaced += sources.len();
-        }
+        let outcome = compact_date(table, cache, date, limits).await;
+        replaced = replaced.and_then(|before| Ok(before + outcome?));
     }
-    Ok(replaced)
+    replaced
+}
+
+async fn compact_date(
+    table: &Table,
+    cache: &KeyCache,
+    date: NaiveDate,
+    limits: CompactionLimits,
+) -> Result<usize, LakeError> {
+    let mut replaced = 0;
+    loop {
+        let sources = choose(&table.view(), date, limits);
+        if sources.is_empty() || !replace(table, cache, date, &sources).await? {
+            return Ok(replaced);
+        }
+        replaced += sources.len();
+    }
 }
 
 /// The small files of a date to make one of, neighbours by id; none where they are few.

@@ -17,6 +17,7 @@ use crate::{
 on_each_store! {
     a_compaction_shows_every_row_once_in_every_version,
     two_replicas_compact_the_same_files_once,
+    a_file_that_is_gone_keeps_no_other_date_from_compaction,
     compacted_files_are_ordered_by_delivery,
     a_compaction_commits_no_file_that_a_vacuum_may_have_taken,
     a_checkpoint_carries_files_and_offsets,
@@ -85,6 +86,25 @@ async fn two_replicas_compact_the_same_files_once(bench: Bench) {
     let (first, second) = tokio::join!(compact(&one, &one_cache, EAGER), compact(&other, &other_cache, EAGER));
     assert!(first.unwrap() + second.unwrap() >= 8);
     bench.assert_holds(&records).await;
+}
+
+async fn a_file_that_is_gone_keeps_no_other_date_from_compaction(bench: Bench) {
+    let (table, cache) = (bench.table().await, Arc::new(KeyCache::default()));
+    let mut writer = Writer::new(table.clone(), cache.clone());
+    many_small_files(&bench, &mut writer, 8).await;
+    let later: Vec<_> = some(80, at(2, 8)).split_off(40);
+    for (number, part) in later.chunks(5).enumerate() {
+        bench.publish(part).await;
+        bench.read_all(&mut writer, &format!("later-{number}")).await;
+        writer.flush().await.unwrap();
+    }
+    let view = table.view();
+    let files_of = |view: &View| view.iter().map(|(_, files)| files.len()).collect::<Vec<_>>();
+    assert_eq!(files_of(&view), [8, 8]);
+    let gone = view.files().next().unwrap();
+    table.store().delete(&Path::parse(&gone.path).unwrap()).await.unwrap();
+    let error = compact(&table, &cache, CompactionLimits { target_rows: 1_000, ..EAGER }).await.unwrap_err();
+    assert_eq!(files_of(&table.view()), [8, 1], "{error}");
 }
 
 async fn compacted_files_are_ordered_by_delivery(bench: Bench) {
