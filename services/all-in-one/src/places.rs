@@ -60,9 +60,12 @@ impl Places {
     }
 }
 
-/// A URL without its user and its secrets.
+/// A URL without its user and its secrets; a path means the same wherever the next start is.
 fn place_of(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        let (scheme, path) = url.split_at(url.find(':').map_or(0, |colon| colon + 1));
+        return std::path::absolute(path).map_or_else(|_| url.to_owned(), |path| format!("{scheme}{}", path.display()));
+    };
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
@@ -136,5 +139,13 @@ mod tests {
         for (url, place) in told {
             assert_eq!(place_of(url), place);
         }
+    }
+
+    #[test]
+    fn a_path_is_of_the_folder_in_which_it_was_said() {
+        let here = std::env::current_dir().unwrap();
+        let file = here.join("x.db");
+        assert_eq!(place_of("sqlite:x.db"), format!("sqlite:{}", file.display()));
+        assert_eq!(place_of("x.db"), file.display().to_string());
     }
 }
