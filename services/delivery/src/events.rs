@@ -19,6 +19,11 @@ use crate::{
 /// What this service listens to.
 pub(crate) const TOPICS: &[Topic] = &[Topic::Fleet, Topic::Tracking];
 
+/// How long events wait for a version of this service that can read what they are about: it is being rolled out, and takes
+/// their partition over. If it was taken back instead, they go to the dead letters, to be redriven once it is there, since
+/// all that comes after them waits as well.
+const ROLLOUT: chrono::Duration = chrono::Duration::minutes(10);
+
 /// Rounds against concurrent changes before the batch is handled anew.
 const MAX_ROUNDS: usize = 8;
 
@@ -59,11 +64,14 @@ impl Handler for Subscriber {
             }
         }
         match self.take_up(&news).await {
-            // Their events wait among the dead letters for a version that can read them; nobody waits for them here.
             Ok(unreadable) => {
+                let patient_with = self.ledger.clock.now() - ROLLOUT;
                 for delivery in unreadable {
                     for (index, _) in news.get(&delivery.id).into_iter().flatten() {
-                        results[*index] = Err(HandleError::poison(delivery.clone()));
+                        let cause = delivery.clone();
+                        let waits = batch[*index].event.time > patient_with;
+                        results[*index] =
+                            Err(if waits { HandleError::unavailable(cause) } else { HandleError::poison(cause) });
                     }
                 }
             }
@@ -157,5 +165,71 @@ impl Subscriber {
             }
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use contracts::{Coordinate, DroneId, commands::AssignedDrone, events::DroneRecord, flight::Airframe};
+    use testkit::{ManualClock, World};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        live::Live,
+        store::{
+            self,
+            contract::{
+                samples::{at, id, new},
+                spoil,
+            },
+        },
+    };
+
+    /// A drone was reserved for delivery `number`.
+    fn reserved(world: &World, number: u128) -> Delivered {
+        let (at, drone_id) = (world.clock.now(), DroneId(Uuid::from_u128(number)));
+        let drone = AssignedDrone {
+            drone_id,
+            base_id: "north".parse().unwrap(),
+            airframe: Airframe { payload_kg: 4.0, range_m: 20_000.0, speed_mps: 10.0 },
+            position: Coordinate { latitude: 1.0, longitude: 2.0 },
+            battery: 1.0,
+        };
+        let data = DroneRecord {
+            drone_id,
+            drone,
+            delivery_id: Some(id(number)),
+            attempt: Some(1),
+            customer_id: None,
+            home_region: None,
+            reason: None,
+            at,
+        };
+        let event = FleetEvent { id: world.clock.new_id(), time: at, kind: FleetEventKind::DroneReserved, data };
+        Delivered { topic: "fleet.events".into(), partition: 0, offset: 0, event: Arc::new(event.encode()) }
+    }
+
+    #[tokio::test]
+    async fn news_of_a_delivery_that_cannot_be_read_waits_for_a_rollout_and_keeps_no_other() {
+        let clock = Arc::new(ManualClock::at(at(0)));
+        let world = World::with_clock(clock.clone()).await;
+        let url = format!("sqlite:{}", world.path("delivery.db").display());
+        let store = store::open(&url).await.unwrap();
+        assert!(store.save(&[new(1), new(2)]).await.iter().all(Result::is_ok));
+        spoil(&url, 2).await;
+        let mut tasks = chassis::supervise::Tasks::new();
+        let ledger = Ledger::new(store, world.clock.clone(), Live::new(), &mut tasks);
+        let (driver, _kicks) = Driver::new("me");
+        let mut subscriber = Subscriber { ledger, driver };
+        let batch = [reserved(&world, 2), reserved(&world, 1)];
+        clock.advance(ROLLOUT.to_std().unwrap() - std::time::Duration::from_secs(1));
+        let results = subscriber.handle(&batch).await;
+        assert!(matches!(&results[..], [Err(HandleError::Unavailable(_)), Ok(())]), "{results:?}");
+        clock.advance(std::time::Duration::from_secs(1));
+        let results = subscriber.handle(&batch).await;
+        assert!(matches!(&results[..], [Err(HandleError::Poison(_)), Ok(())]), "{results:?}");
     }
 }

@@ -37,9 +37,24 @@ async fn compare(ledger: &Ledger, driver: &Driver, tracking: &Peer) -> anyhow::R
     let mut after = None;
     loop {
         let quiet = ledger.store.quiet(ledger.clock.now() - QUIET, after, MAX_COMMANDS).await?;
-        let Some(last) = quiet.last() else { return Ok(()) };
-        after = Some(last.record.delivery_id);
-        let flying: Vec<Delivery> = quiet.into_iter().filter(|delivery| delivery.saga.flight == Part::Done).collect();
+        if quiet.is_empty() {
+            return Ok(());
+        }
+        let mut flying = Vec::with_capacity(quiet.len());
+        for delivery in quiet {
+            match delivery {
+                Ok(delivery) => {
+                    after = Some(delivery.record.delivery_id);
+                    if delivery.saga.flight == Part::Done {
+                        flying.push(delivery);
+                    }
+                }
+                Err(unreadable) => {
+                    after = Some(unreadable.id);
+                    tracing::error!(error = %chain(&unreadable), "not compared with its flight");
+                }
+            }
+        }
         if flying.is_empty() {
             continue;
         }

@@ -28,7 +28,7 @@ const KEEP_KEYS: chrono::Duration = chrono::Duration::hours(24);
 const KEYS_AT_ONCE: usize = 1_000;
 
 /// How many pages of deliveries may fail in a round: what the lake cannot answer of one page keeps no other, but where
-/// nothing is answered no more is asked.
+/// nothing is answered no more is asked. The next round goes on behind them.
 const MAX_FAILED_PAGES: usize = 5;
 
 /// Runs until `shutdown`.
@@ -46,16 +46,17 @@ async fn forget_keys(ledger: &Ledger, shutdown: &CancellationToken) {
 }
 
 async fn forget_deliveries(ledger: &Ledger, history: &Peer, lookup: &Peer, shutdown: &CancellationToken) {
+    let (by_lake, by_both) = ([history], [history, lookup]);
+    let mut rounds = [(BEYOND_LOOKUP, &by_lake[..], None), (KEEP, &by_both[..], None)];
     loop {
         tokio::select! {
             () = ledger.clock.sleep(INTERVAL) => {}
             () = shutdown.cancelled() => return,
         }
         let now = ledger.clock.now();
-        let (by_lake, by_both) = ([history], [history, lookup]);
-        for (horizon, keepers) in [(now - BEYOND_LOOKUP, &by_lake[..]), (now - KEEP, &by_both[..])] {
+        for (age, keepers, after) in &mut rounds {
             let forgotten = tokio::select! {
-                result = forget_finished(ledger, horizon, keepers) => result,
+                result = forget_finished(ledger, now - *age, keepers, after) => result,
                 () = shutdown.cancelled() => return,
             };
             if let Err(error) = forgotten {
@@ -65,13 +66,21 @@ async fn forget_deliveries(ledger: &Ledger, history: &Peer, lookup: &Peer, shutd
     }
 }
 
-/// Forgets what was over before `horizon` and all of `keepers` have.
-async fn forget_finished(ledger: &Ledger, horizon: Timestamp, keepers: &[&Peer]) -> anyhow::Result<()> {
-    let (mut after, mut failures) = (None, Vec::new());
+/// Forgets what was over before `horizon` and all of `keepers` have, behind `after`, which is where it comes to; none at
+/// the end.
+async fn forget_finished(
+    ledger: &Ledger,
+    horizon: Timestamp,
+    keepers: &[&Peer],
+    after: &mut Option<DeliveryId>,
+) -> anyhow::Result<()> {
+    let mut failures = Vec::new();
     while failures.len() < MAX_FAILED_PAGES {
-        let page = ledger.store.finished(horizon, after, MAX_COMMANDS).await?;
-        let Some(last) = page.last() else { break };
-        after = Some(*last);
+        let page = ledger.store.finished(horizon, *after, MAX_COMMANDS).await?;
+        *after = page.last().copied();
+        if page.is_empty() {
+            break;
+        }
         if let Err(error) = forget_page(ledger, page, keepers).await {
             failures.push(error);
         }
@@ -103,14 +112,18 @@ mod tests {
         },
     };
 
-    /// A lake that has everything, and cannot answer of the very first delivery.
+    const PAGE: u128 = MAX_COMMANDS as u128;
+    /// More pages than may fail in a round.
+    const UNANSWERED: u128 = (MAX_FAILED_PAGES as u128 + 1) * PAGE;
+
+    /// A lake that has everything, and cannot answer of the first pages.
     async fn contains(Json(asked): Json<Ids>) -> Result<Json<Ids>, StatusCode> {
-        if asked.ids.contains(&id(1)) { Err(StatusCode::INTERNAL_SERVER_ERROR) } else { Ok(Json(asked)) }
+        if asked.ids[0] <= id(UNANSWERED) { Err(StatusCode::INTERNAL_SERVER_ERROR) } else { Ok(Json(asked)) }
     }
 
     #[tokio::test]
-    async fn what_the_lake_cannot_answer_of_one_page_keeps_no_other() {
-        const FINISHED: u128 = MAX_COMMANDS as u128 + 3;
+    async fn what_the_lake_cannot_answer_of_some_pages_keeps_no_others() {
+        const FINISHED: u128 = UNANSWERED + 3;
         let world = World::new().await;
         let (node, lake) = world.node("history", &[]).await;
         let router = Router::new().route("/queries/contains", post(contains));
@@ -126,9 +139,12 @@ mod tests {
         for changes in [begun, over] {
             assert!(ledger.store.save(&changes).await.iter().all(Result::is_ok));
         }
-        let told = forget_finished(&ledger, at(20), &[&node.peer("history").unwrap()]).await;
-        assert!(told.is_err());
-        let kept = ledger.store.finished(at(20), None, 2 * MAX_COMMANDS).await.unwrap();
-        assert_eq!(kept, (1..=MAX_COMMANDS as u128).map(id).collect::<Vec<_>>());
+        let (lake, mut after) = (node.peer("history").unwrap(), None);
+        for (reached, kept) in [(Some(UNANSWERED - PAGE), FINISHED), (None, UNANSWERED)] {
+            assert!(forget_finished(&ledger, at(20), &[&lake], &mut after).await.is_err());
+            assert_eq!(after, reached.map(id));
+            let finished = ledger.store.finished(at(20), None, usize::MAX).await.unwrap();
+            assert_eq!(finished, (1..=kept).map(id).collect::<Vec<_>>());
+        }
     }
 }

@@ -10,7 +10,6 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -98,11 +97,10 @@ async fn accept(mut listener: TcpListener, app: Router, shutdown: CancellationTo
 
 fn prepare(stream: &TcpStream, limits: Limits) {
     // Answers are small and written whole: waiting to fill a packet only adds delay.
-    let mut set = stream.set_nodelay(true);
+    let set = stream.set_nodelay(true);
     // Only Linux has it.
-    if cfg!(target_os = "linux") {
-        set = set.and(SockRef::from(stream).set_tcp_user_timeout(Some(limits.taking_deadline)));
-    }
+    #[cfg(target_os = "linux")]
+    let set = set.and(socket2::SockRef::from(stream).set_tcp_user_timeout(Some(limits.taking_deadline)));
     if let Err(error) = set {
         tracing::debug!(%error, "a connection was not set up");
     }

@@ -58,15 +58,6 @@ impl Subject {
         self.store.steps(id(number)).await.unwrap()
     }
 
-    /// Makes a delivery one that a newer version of the service has written.
-    async fn spoil(&self, number: u128) {
-        let (engine, _) = Engine::open(&self.url, MIGRATIONS).await.unwrap();
-        let mut tx = engine.begin().await.unwrap();
-        let binds = [Bind::Text("{}"), Bind::Text(&id(number).to_string())];
-        assert_eq!(tx.done("update deliveries set doc = $1 where delivery_id = $2", &binds).await.unwrap(), 1);
-        engine.commit(tx, &[]).await.unwrap();
-    }
-
     /// What waits in the outbox, in order.
     async fn told(&self) -> Vec<CloudEvent> {
         let rows = testkit::outbox::pending(&*self.store.outbox()).await;
@@ -79,6 +70,15 @@ impl Subject {
         let found = deliveries.into_iter().find(|entry| entry.delivery.record.delivery_id == id(number));
         found.map(|entry| entry.stages).unwrap_or_default()
     }
+}
+
+/// Makes a delivery one that a newer version of the service has written.
+pub(crate) async fn spoil(url: &str, number: u128) {
+    let (engine, _) = Engine::open(url, MIGRATIONS).await.unwrap();
+    let mut tx = engine.begin().await.unwrap();
+    let binds = [Bind::Text("{}"), Bind::Text(&id(number).to_string())];
+    assert_eq!(tx.done("update deliveries set doc = $1 where delivery_id = $2", &binds).await.unwrap(), 1);
+    engine.commit(tx, &[]).await.unwrap();
 }
 
 /// A [`StoreError`] that can be compared.

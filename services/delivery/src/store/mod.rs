@@ -189,7 +189,7 @@ pub trait Store: Send + Sync + 'static {
         quiet_since: Timestamp,
         after: Option<DeliveryId>,
         limit: usize,
-    ) -> Result<Vec<Delivery>, StoreError>;
+    ) -> Result<Vec<Result<Delivery, Unreadable>>, StoreError>;
 
     /// Deliveries that were over before `finished_before`, in order of their ids.
     async fn finished(

@@ -5,6 +5,7 @@ use contracts::Stage;
 use super::{
     Subject,
     samples::{at, delivery, ended, hold, id, new, next},
+    spoil,
 };
 use crate::store::{Claimed, LeaseChange};
 
@@ -137,7 +138,7 @@ pub(super) async fn a_hold_prolongs_the_lease(subject: Subject) {
 
 pub(super) async fn one_that_cannot_be_read_keeps_no_other_waiting(subject: Subject) {
     subject.accept(&[new(1), new(2), new(3)]).await;
-    subject.spoil(2).await;
+    spoil(&subject.url, 2).await;
     assert_eq!(due(&subject, "a", 3).await, [1, 3]);
     let named = subject.store.claim(&[id(1), id(2), id(3)], "b", at(13), at(23)).await.unwrap();
     assert_eq!(numbers(&named), [1, 3]);

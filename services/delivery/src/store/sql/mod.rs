@@ -135,7 +135,7 @@ impl SqlStore {
         abort_point("delivery.before_commit");
         let committed = self.engine.commit(tx, &events).await;
         if committed.is_err() {
-            self.news.begin_anew();
+            self.news.doubt(changes);
         }
         committed?;
         abort_point("delivery.committed");
@@ -319,19 +319,12 @@ impl Store for SqlStore {
         quiet_since: Timestamp,
         after: Option<DeliveryId>,
         limit: usize,
-    ) -> Result<Vec<Delivery>, StoreError> {
+    ) -> Result<Vec<Result<Delivery, Unreadable>>, StoreError> {
         let sql = "select doc, delivery_id from deliveries
              where due_ms is not null and finished_ms is null and updated_ms < $1 and delivery_id > coalesce($2, '') order by delivery_id limit $3";
         let after = after.map(|id| id.to_string());
         let binds = [ms(quiet_since), Bind::OptionalText(after.as_deref()), limit_of(limit)];
-        let mut quiet = Vec::with_capacity(limit);
-        for delivery in self.documents(sql, &binds).await? {
-            match delivery {
-                Ok(delivery) => quiet.push(delivery),
-                Err(error) => tracing::error!(error = %chain(&error), "passed over, though nothing moves it"),
-            }
-        }
-        Ok(quiet)
+        self.documents(sql, &binds).await
     }
 
     async fn finished(

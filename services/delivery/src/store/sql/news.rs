@@ -29,13 +29,18 @@ pub(super) struct News {
     origin: Mutex<String>,
     /// None on an engine without notifications.
     hearing: Option<Hearing>,
-    /// There is a transaction of which nobody knows whether it was committed.
-    doubt: Notify,
+    /// The deliveries of transactions of which nobody knows whether they were committed, until they are told as news.
+    doubtful: Mutex<HashSet<DeliveryId>>,
+    in_doubt: Notify,
 }
 
 impl News {
     pub(super) fn new(engine: &Engine) -> Self {
-        Self { origin: Mutex::new(some_name()), hearing: engine.hearing(CHANNEL), doubt: Notify::new() }
+        Self::with(some_name(), engine.hearing(CHANNEL))
+    }
+
+    fn with(origin: String, hearing: Option<Hearing>) -> Self {
+        Self { origin: Mutex::new(origin), hearing, doubtful: Mutex::default(), in_doubt: Notify::new() }
     }
 
     /// What to say of these changes.
@@ -55,11 +60,13 @@ impl News {
         changes.chunks(IDS_IN_A_WORD).map(word).collect()
     }
 
-    /// By another name from now on, after a transaction of which nobody knows whether it was committed: should it be, it is
-    /// news. On an engine that notifies nobody, anything may be.
-    pub(super) fn begin_anew(&self) {
+    /// After a transaction of which nobody knows whether it was committed. It counts as news, since it may be already; and
+    /// should it be later, then under a name that is no longer this process's.
+    pub(super) fn doubt(&self, changes: &[Change]) {
         *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = some_name();
-        self.doubt.notify_one();
+        let ids = changes.iter().map(|change| change.delivery.record.delivery_id);
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+        self.in_doubt.notify_one();
     }
 
     fn origin(&self) -> String {
@@ -68,12 +75,15 @@ impl News {
 
     /// See `Store::changed_elsewhere`.
     pub(super) async fn next(&self) -> Result<Elsewhere, sqlx::Error> {
-        let Some(hearing) = &self.hearing else {
-            self.doubt.notified().await;
-            return Ok(Elsewhere::Missed);
-        };
         loop {
-            let Heard::Said(words) = hearing.next().await? else { return Ok(Elsewhere::Missed) };
+            let heard = tokio::select! {
+                heard = self.hear() => heard?,
+                () = self.in_doubt.notified() => {
+                    let doubtful = std::mem::take(&mut *self.doubtful.lock().unwrap_or_else(PoisonError::into_inner));
+                    return Ok(Elsewhere::Changed(doubtful));
+                }
+            };
+            let Heard::Said(words) = heard else { return Ok(Elsewhere::Missed) };
             let mut changed = HashSet::new();
             for word in &words {
                 if !self.read(word, &mut changed) {
@@ -84,6 +94,13 @@ impl News {
             if !changed.is_empty() {
                 return Ok(Elsewhere::Changed(changed));
             }
+        }
+    }
+
+    async fn hear(&self) -> Result<Heard, sqlx::Error> {
+        match &self.hearing {
+            Some(hearing) => hearing.next().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -109,35 +126,38 @@ fn some_name() -> String {
 mod tests {
     use super::*;
 
+    use crate::store::contract::samples::{id, new};
+
     fn deaf() -> News {
-        News { origin: Mutex::new("me".to_owned()), hearing: None, doubt: Notify::new() }
+        News::with("me".to_owned(), None)
     }
 
     #[tokio::test]
-    async fn where_nobody_notifies_a_doubtful_commit_may_be_anything() {
+    async fn what_a_doubtful_transaction_may_have_changed_is_news_at_once() {
         let news = deaf();
         assert!(futures::poll!(std::pin::pin!(news.next())).is_pending());
-        news.begin_anew();
-        assert_eq!(news.next().await.unwrap(), Elsewhere::Missed);
+        news.doubt(&[new(7), new(8)]);
+        news.doubt(&[new(9)]);
+        assert_eq!(news.next().await.unwrap(), Elsewhere::Changed([id(7), id(8), id(9)].into()));
+        assert!(futures::poll!(std::pin::pin!(news.next())).is_pending());
     }
 
     #[test]
     fn ones_own_changes_are_no_news_and_an_odd_word_is_refused() {
         let news = deaf();
         let mut changed = HashSet::new();
-        let id = DeliveryId(uuid::Uuid::from_u128(7));
-        assert!(news.read(&format!("me {id}"), &mut changed) && changed.is_empty());
-        assert!(news.read(&format!("another {id} {id}"), &mut changed));
-        assert_eq!(changed, HashSet::from([id]));
+        assert!(news.read(&format!("me {}", id(7)), &mut changed) && changed.is_empty());
+        assert!(news.read(&format!("another {0} {0}", id(7)), &mut changed));
+        assert_eq!(changed, HashSet::from([id(7)]));
         assert!(!news.read("another paper", &mut changed));
     }
 
     #[test]
-    fn ones_own_change_is_news_once_nobody_knows_what_became_of_it() {
+    fn ones_own_change_is_news_where_it_comes_after_the_doubt() {
         let news = deaf();
-        let (mut changed, id) = (HashSet::new(), DeliveryId(uuid::Uuid::from_u128(7)));
-        news.begin_anew();
-        assert!(news.read(&format!("me {id}"), &mut changed));
-        assert_eq!(changed, HashSet::from([id]));
+        let mut changed = HashSet::new();
+        news.doubt(&[new(7)]);
+        assert!(news.read(&format!("me {}", id(7)), &mut changed));
+        assert_eq!(changed, HashSet::from([id(7)]));
     }
 }

@@ -21,6 +21,7 @@ on_each_store! {
     compacted_files_are_ordered_by_delivery,
     a_compaction_commits_no_file_that_a_vacuum_may_have_taken,
     a_checkpoint_carries_files_and_offsets,
+    a_file_that_is_gone_keeps_no_checkpoint_from_being_made,
     an_offset_is_found_after_the_entries_that_a_replica_began_with_were_cleaned_up,
     a_vacuum_deletes_replaced_files_and_orphans_after_the_retention_only,
     a_vacuum_spares_for_its_retention_what_another_replica_replaces_meanwhile,
@@ -139,6 +140,18 @@ async fn a_compaction_commits_no_file_that_a_vacuum_may_have_taken(bench: Bench)
     bench.assert_holds(&records).await;
     assert_eq!(compact(&table, &cache, limits).await.unwrap(), 8, "anew, with a fresh file");
     bench.assert_holds(&records).await;
+}
+
+async fn a_file_that_is_gone_keeps_no_checkpoint_from_being_made(bench: Bench) {
+    let (table, cache) = (bench.table().await, Arc::new(KeyCache::default()));
+    let mut writer = Writer::new(table.clone(), cache.clone());
+    many_small_files(&bench, &mut writer, 55).await;
+    for file in table.view().files() {
+        table.store().delete(&Path::parse(&file.path).unwrap()).await.unwrap();
+    }
+    crate::maintain_once(&table, &cache, false).await;
+    assert_eq!(table.view().files().count(), 55, "none could be compacted");
+    table.store().head(&Path::from("_delta_log/_last_checkpoint")).await.unwrap();
 }
 
 async fn a_checkpoint_carries_files_and_offsets(bench: Bench) {

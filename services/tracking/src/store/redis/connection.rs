@@ -1,6 +1,8 @@
 //! The connection to a Redis server or cluster, shared by all: deadlines, pipelines, scripts, and how far a write has come.
 
 use std::{
+    collections::HashSet,
+    ops::RangeInclusive,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +17,7 @@ use redis::{
     ServerErrorKind, Value,
     aio::{ConnectionManager, ConnectionManagerConfig},
     cluster::ClusterClientBuilder,
-    cluster_routing::{MultipleNodeRoutingInfo, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
+    cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo, Slot},
     cmd,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
@@ -48,9 +50,6 @@ const CLUSTER_RETRIES: u32 = 3;
 /// on the connection waits as long.
 const REPLICA_DEADLINE_MS: u32 = 100;
 
-/// The least that `WAIT` takes, in milliseconds: with none it waits for ever.
-const AT_ONCE_MS: u32 = 1;
-
 /// How often the number of replicas is asked for.
 const COUNT_REPLICAS: Duration = Duration::from_secs(1);
 
@@ -67,8 +66,9 @@ const ASIDE: usize = 4;
 /// Why no replica has a write.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotReplicated {
-    #[error("no replica of {0} has the write in time")]
-    Late(String),
+    /// Of these primaries.
+    #[error("no replica of {} has the write in time", .0.join(", "))]
+    Late(Vec<String>),
     #[error("the replicas cannot be asked")]
     Redis(#[from] RedisError),
 }
@@ -264,39 +264,30 @@ impl Connection {
         }
         let mut wait = cmd("WAIT");
         wait.arg(REPLICAS).arg(REPLICA_DEADLINE_MS);
-        for (node, acknowledged) in self.everywhere::<u32>(&wait).await? {
-            // A primary that has lost its replicas goes on alone: what it loses then is mended by comparing every minute.
-            if acknowledged < REPLICAS
-                && self.replicas_now().await?.iter().any(|(name, count)| *name == node && *count > 0)
-            {
-                return Err(NotReplicated::Late(node));
-            }
+        let acknowledged = self.everywhere::<u32>(&wait).await?;
+        let mut late: Vec<String> =
+            acknowledged.into_iter().filter(|(_, count)| *count < REPLICAS).map(|(node, _)| node).collect();
+        if late.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // A primary that has lost its replicas goes on alone: what it loses then is mended by comparing every minute.
+        let followed = self.replicas_now().await?;
+        late.retain(|node| followed.iter().any(|(name, count)| name == node && *count > 0));
+        if late.is_empty() { Ok(()) } else { Err(NotReplicated::Late(late)) }
     }
 
-    /// The same of the primary of one key, without waiting.
-    pub(super) async fn replicated_at(&self, key: &str) -> Result<(), NotReplicated> {
-        let mut wait = cmd("WAIT");
-        wait.arg(REPLICAS).arg(AT_ONCE_MS);
-        if self.ask_primary::<u32>(key, &wait).await? < REPLICAS {
-            let info: redis::InfoDict = self.ask_primary(key, cmd("INFO").arg("replication")).await?;
-            if replicas_of(&info) > 0 {
-                return Err(NotReplicated::Late(format!("the primary of {key}")));
-            }
-        }
-        Ok(())
-    }
-
-    /// One command that names no key, to the primary of this one.
-    async fn ask_primary<T: FromRedisValue>(&self, key: &str, command: &Cmd) -> RedisResult<T> {
-        match &self.link {
-            Link::Server(server) => command.query_async(&mut server.main.clone()).await,
-            Link::Cluster(cluster) => {
-                let node = SingleNodeRoutingInfo::SpecificNode(Route::with_key(key, SlotAddr::Master));
-                let asked = cluster
-                    .with(async |mut link| link.route_command(command.clone(), RoutingInfo::SingleNode(node)).await);
-                Ok(T::from_redis_value(asked.await?)?)
+    /// Those of the keys that a fault of [`Self::replicated`] is not about: it is known that their primaries are others.
+    pub(super) async fn spared<'a>(&self, fault: &NotReplicated, keys: &'a [String]) -> HashSet<&'a str> {
+        let (NotReplicated::Late(late), Link::Cluster(cluster)) = (fault, &self.link) else { return HashSet::new() };
+        let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+        let mut ask = cmd("CLUSTER");
+        ask.arg("SLOTS");
+        let told = cluster.with(async |mut link| link.route_command(ask, any).await).await;
+        match told.and_then(primaries) {
+            Ok(primaries) => keys.iter().map(String::as_str).filter(|key| is_spared(key, &primaries, late)).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "the cluster does not tell its slots, so that all of it counts as late");
+                HashSet::new()
             }
         }
     }
@@ -368,6 +359,28 @@ impl Connection {
     }
 }
 
+/// The primaries of a cluster, each with slots that it has, as `CLUSTER SLOTS` tells them:
+/// <https://redis.io/docs/latest/commands/cluster-slots/>.
+fn primaries(told: Value) -> RedisResult<Vec<(RangeInclusive<u16>, String)>> {
+    let mut primaries = Vec::new();
+    for part in Vec::<Vec<Value>>::from_redis_value(told)? {
+        let mut part = part.into_iter();
+        let (Some(first), Some(last), Some(primary)) = (part.next(), part.next(), part.next()) else { continue };
+        let mut primary = Vec::<Value>::from_redis_value(primary)?.into_iter();
+        let (Some(host), Some(port)) = (primary.next(), primary.next()) else { continue };
+        let name = format!("{}:{}", String::from_redis_value(host)?, u16::from_redis_value(port)?);
+        primaries.push((u16::from_redis_value(first)?..=u16::from_redis_value(last)?, name));
+    }
+    Ok(primaries)
+}
+
+/// Whether the key's primary is known, and none of those that are late.
+fn is_spared(key: &str, primaries: &[(RangeInclusive<u16>, String)], late: &[String]) -> bool {
+    let slot = Some(Slot::for_key(key));
+    let primary = primaries.iter().find(|(slots, _)| slots.clone().any(|number| Slot::new(number) == slot));
+    primary.is_some_and(|(_, name)| !late.contains(name))
+}
+
 /// The replicas of a primary that follow it: one that is still being given everything acknowledges nothing yet.
 fn replicas_of(replication: &redis::InfoDict) -> u32 {
     let connected: u32 = replication.get("connected_slaves").unwrap_or(0);
@@ -384,6 +397,17 @@ mod tests {
         let info = "connected_slaves:2\r\nslave0:ip=::1,port=1,state=wait_bgsave,offset=0,lag=0\r\n\
                     slave1:ip=::1,port=2,state=online,offset=7,lag=1\r\n";
         assert_eq!(replicas_of(&redis::InfoDict::new(info)), 1);
+    }
+
+    #[test]
+    fn a_key_is_spared_whose_primary_is_known_and_not_late() {
+        let primaries = [(0..=8_000, "one:1".to_owned()), (8_001..=16_000, "two:2".to_owned())];
+        // By `CLUSTER KEYSLOT`: 5061, 12182 and 16287.
+        let [low, high, nobodys] = ["bar", "foo", "x"];
+        let spared = |key, late: &str| is_spared(key, &primaries, &[late.to_owned()]);
+        assert!(!spared(low, "one:1") && spared(high, "one:1"));
+        assert!(spared(low, "two:2") && !spared(high, "two:2"));
+        assert!(!spared(nobodys, "one:1"));
     }
 
     #[test]

@@ -196,19 +196,12 @@ async fn await_replicas(shared: &Shared, changes: &[Change], results: &mut [Resu
     if waiting.is_empty() {
         return;
     }
-    if shared.connection.replicated().await.is_ok() {
-        return;
-    }
-    // Of which primaries, so that the buckets of the others go on.
-    let of = |at: &usize| bucket_of(changes[*at].flight.delivery_id);
-    let asked = waiting.iter().map(of).collect::<BTreeSet<_>>().into_iter().map(async |bucket| {
-        let answer = shared.connection.replicated_at(&shared.keys.open(bucket)).await;
-        (bucket, answer.map_err(|error| Unavailable(Arc::new(error))))
-    });
-    let answers: BTreeMap<_, _> = join_all(asked).await.into_iter().collect();
-    for at in waiting {
-        if let Some(Err(error)) = answers.get(&of(&at)) {
-            results[at] = Err(error.clone().into());
-        }
+    let Err(fault) = shared.connection.replicated().await else { return };
+    let key_of = |at: &usize| shared.keys.open(bucket_of(changes[*at].flight.delivery_id));
+    let keys: Vec<String> = waiting.iter().map(key_of).collect::<BTreeSet<_>>().into_iter().collect();
+    let spared = shared.connection.spared(&fault, &keys).await;
+    let error = Unavailable(Arc::new(fault));
+    for at in waiting.into_iter().filter(|at| !spared.contains(key_of(at).as_str())) {
+        results[at] = Err(error.clone().into());
     }
 }
