@@ -6,7 +6,7 @@ use auth::{Action, Identity};
 use chassis::{ApiError, Node, Peer, PeerError, auth::Caller};
 use contracts::{
     CustomerId, DeliveryId, Timestamp,
-    api::{DeliveryView, HistoryItem, HistoryQuery, Page},
+    api::{DeliveryView, HistoryItem, HistoryPage, HistoryQuery, Page},
     commands::FleetDrone,
     events::{DeliveryRecord, FlightProgress, PackageRecord},
 };
@@ -158,22 +158,23 @@ impl Services {
         if let Some(query) = walk.of_lookup(customer_id, limit, now) {
             let page = finished_page(&self.lookup, caller, &query).await?;
             items = page.items;
-            if page.next_cursor.is_some() {
-                return Ok(page_after(walk, items, true));
+            if page.next.is_some() {
+                return Ok(page_before(walk, items, page.next));
             }
         }
         let left = limit.saturating_sub(items.len());
-        let Some(query) = walk.of_lake(customer_id, left, now) else { return Ok(page_after(walk, items, false)) };
+        let Some(query) = walk.of_lake(customer_id, left, now) else { return Ok(page_before(walk, items, None)) };
+        let last = items.last().and_then(|item| Some((item.delivery.finished_at?, item.delivery.id)));
         if left == 0 {
-            return Ok(page_after(walk, items, true));
+            return Ok(page_before(walk, items, last));
         }
         match finished_page(&self.history, caller, &query).await {
             Ok(page) => {
                 items.extend(page.items);
-                Ok(page_after(walk, items, page.next_cursor.is_some()))
+                Ok(page_before(walk, items, page.next))
             }
             // What lookup gave is a page of its own; the next one asks the lake again.
-            Err(PeerError::Unavailable { .. }) if !items.is_empty() => Ok(page_after(walk, items, true)),
+            Err(PeerError::Unavailable { .. }) if !items.is_empty() => Ok(page_before(walk, items, last)),
             Err(error) => Err(error.into()),
         }
     }
@@ -181,9 +182,9 @@ impl Services {
 
 /// A page of one peer's finished deliveries. One that has somebody else's among them counts as none: without them, it
 /// could not be told where the list goes on, or whether it is whole.
-async fn finished_page(peer: &Peer, caller: &Caller, query: &HistoryQuery) -> Result<Page<HistoryItem>, PeerError> {
+async fn finished_page(peer: &Peer, caller: &Caller, query: &HistoryQuery) -> Result<HistoryPage, PeerError> {
     let request = peer.request_as(&caller.token, Method::POST, "/queries/history").json(query);
-    let page: Page<HistoryItem> = peer.fetch(request).await?;
+    let page: HistoryPage = peer.fetch(request).await?;
     for item in &page.items {
         if judge(caller, &Action::ReadDelivery { owner: &item.customer_id }).is_err() {
             let cause = "a delivery in the answer is somebody else's".into();
@@ -193,9 +194,9 @@ async fn finished_page(peer: &Peer, caller: &Caller, query: &HistoryQuery) -> Re
     Ok(page)
 }
 
-fn page_after(walk: &Walk, items: Vec<HistoryItem>, more: bool) -> Page<HistoryItem> {
-    let next = items.last().filter(|_| more).and_then(|item| walk.after(item));
-    Page { items, next_cursor: next.map(|next| next.cursor()) }
+/// A page, and the walk's cursor behind it if it goes on there.
+fn page_before(walk: &Walk, items: Vec<HistoryItem>, next: Option<(Timestamp, DeliveryId)>) -> Page<HistoryItem> {
+    Page { items, next_cursor: next.map(|place| walk.after(place).cursor()) }
 }
 
 async fn part<T: DeserializeOwned>(peer: &Peer, request: RequestBuilder) -> Part<T> {

@@ -14,7 +14,7 @@ use chassis::{
 };
 use contracts::{
     CustomerId, DeliveryId,
-    api::{DeliveryView, HistoryItem, HistoryQuery, MAX_PAGE, Page},
+    api::{DeliveryView, HistoryItem, HistoryPage, HistoryQuery, MAX_PAGE},
     events::DeliveryRecord,
 };
 use serde::{Deserialize, Serialize};
@@ -67,16 +67,13 @@ async fn history(
     State(state): State<AppState>,
     caller: Caller,
     Json(query): Json<HistoryQuery>,
-) -> Result<Json<Page<HistoryItem>>, ApiError> {
+) -> Result<Json<HistoryPage>, ApiError> {
     caller.sees(&Action::ReadDelivery { owner: &query.customer_id })?;
     if query.limit == 0 || query.limit > MAX_PAGE {
         return Err(ApiError::invalid_field("limit", format!("must be between 1 and {MAX_PAGE}")));
     }
     let found = state.reader.history(&query).await?;
-    let last = found.records.last().filter(|_| found.more);
-    let next_cursor =
-        last.and_then(|record| Some(format!("{}/{}", record.finished_at?.to_rfc3339(), record.delivery_id)));
-    Ok(Json(Page { items: found.records.into_iter().map(item).collect(), next_cursor }))
+    Ok(Json(HistoryPage { items: found.records.into_iter().map(item).collect(), next: found.next }))
 }
 
 fn item(record: DeliveryRecord) -> HistoryItem {
@@ -180,7 +177,7 @@ mod tests {
         let last = &page["items"][19];
         query["after"] = json!([last["finished_at"], last["id"]]);
         let (_, page) = ask(&url, &alice, "/queries/history", &query).await;
-        assert_eq!((page["items"].as_array().unwrap().len(), &page["next_cursor"]), (5, &Value::Null));
+        assert_eq!((page["items"].as_array().unwrap().len(), &page["next"]), (5, &Value::Null));
         assert_eq!(ask(&url, &bob, "/queries/history", &query).await.0, StatusCode::NOT_FOUND);
         query["limit"] = json!(1_000);
         assert_eq!(ask(&url, &alice, "/queries/history", &query).await.0, StatusCode::UNPROCESSABLE_ENTITY);

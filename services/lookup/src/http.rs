@@ -8,14 +8,13 @@ use axum::{
     extract::{FromRef, State},
     routing::post,
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chassis::{
     ApiError, Json, Node,
     auth::{Authenticator, Caller, ServiceCaller},
 };
 use contracts::{
     CustomerId, DeliveryId,
-    api::{DeliveryView, HistoryItem, HistoryQuery, MAX_PAGE, Page},
+    api::{DeliveryView, HistoryItem, HistoryPage, HistoryQuery, MAX_PAGE},
     commands::{Ids, MAX_COMMANDS},
     events::DeliveryRecord,
 };
@@ -58,7 +57,7 @@ async fn history(
     State(api): State<Api>,
     caller: Caller,
     Json(query): Json<HistoryQuery>,
-) -> Result<Json<Page<HistoryItem>>, ApiError> {
+) -> Result<Json<HistoryPage>, ApiError> {
     caller.sees(&Action::ReadDelivery { owner: &query.customer_id })?;
     if query.limit == 0 || query.limit > MAX_PAGE {
         return Err(ApiError::invalid_field("limit", format!("must be between 1 and {MAX_PAGE}")));
@@ -70,19 +69,13 @@ async fn history(
     let mut records = found.map_err(|error| ApiError::unavailable(&error))?;
     let more = records.len() > size;
     records.truncate(size);
-    let next_cursor = records.last().filter(|_| more).and_then(cursor_after);
-    Ok(Json(Page { items: records.into_iter().map(item).collect(), next_cursor }))
+    let next = records.last().filter(|_| more).and_then(|last| Some((last.finished_at?, last.delivery_id)));
+    Ok(Json(HistoryPage { items: records.into_iter().map(item).collect(), next }))
 }
 
 fn item(record: DeliveryRecord) -> HistoryItem {
     let delivery = DeliveryView::from(&record);
     HistoryItem { delivery, customer_id: record.customer_id, stages: record.stages, source: SOURCE.to_owned() }
-}
-
-/// The `after` of the page that begins behind `last`, as an opaque text.
-fn cursor_after(last: &DeliveryRecord) -> Option<String> {
-    let after = (last.finished_at?, last.delivery_id);
-    serde_json::to_vec(&after).ok().map(|json| URL_SAFE_NO_PAD.encode(json))
 }
 
 async fn delivery(

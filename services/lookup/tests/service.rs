@@ -5,7 +5,7 @@
 use chrono::Duration;
 use contracts::{
     Coordinate, DeliveryId, Stage, Timestamp,
-    api::{Confirmation, HistoryItem, HistoryQuery, MAX_PAGE, PackageSize, PackageSpec, Page, Role, default_region},
+    api::{Confirmation, HistoryPage, HistoryQuery, MAX_PAGE, PackageSize, PackageSpec, Role, default_region},
     commands::{Ids, MAX_COMMANDS},
     events::{DeliveryEvent, DeliveryEventKind, DeliveryRecord, StageEntry},
 };
@@ -115,12 +115,11 @@ async fn a_customer_pages_through_their_history() {
     let (mut listed, mut pages) = (Vec::new(), 0);
     loop {
         let answer = running.ask(ALICE, "/queries/history", &asked).await;
-        let page: Page<HistoryItem> = answer.json().await.unwrap();
+        let page: HistoryPage = answer.json().await.unwrap();
         pages += 1;
         listed.extend(page.items);
-        let last = listed.last().unwrap();
-        asked.after = Some((last.delivery.finished_at.unwrap(), last.delivery.id));
-        if page.next_cursor.is_none() {
+        asked.after = page.next;
+        if page.next.is_none() {
             break;
         }
     }
@@ -154,7 +153,7 @@ async fn what_is_foreign_is_answered_like_what_is_absent() {
     let list = running.ask(BOB, "/queries/history", &query("alice", 10, now)).await;
     assert_eq!(list.status(), StatusCode::NOT_FOUND);
     let empty = running.ask(BOB, "/queries/history", &query("bob", 10, now)).await;
-    assert_eq!(empty.json::<Page<HistoryItem>>().await.unwrap().items, []);
+    assert_eq!(empty.json::<HistoryPage>().await.unwrap().items, []);
     let by_id = json!({"delivery_id": record.delivery_id, "customer_id": null});
     for asked in [&mine, &by_id] {
         let operator = running.ask(("olga", Role::Operator), "/queries/delivery", asked).await;

@@ -2,10 +2,7 @@
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Duration, Utc};
-use contracts::{
-    CustomerId, DeliveryId, Timestamp,
-    api::{HistoryItem, HistoryQuery},
-};
+use contracts::{CustomerId, DeliveryId, Timestamp, api::HistoryQuery};
 use serde::{Deserialize, Serialize};
 
 /// How far back lookup is asked: its 30 days less one, so that what is asked of it has not expired yet.
@@ -34,7 +31,7 @@ pub(crate) struct EmptyRange;
 pub(crate) struct Walk {
     from: DateTime<Utc>,
     to: DateTime<Utc>,
-    /// Finish and id of the last item that was given.
+    /// The finish and the id behind which it goes on.
     after: Option<(DateTime<Utc>, DeliveryId)>,
 }
 
@@ -68,10 +65,9 @@ impl Walk {
         BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
     }
 
-    /// The walk after an item, if that item says when it ended.
-    pub(crate) fn after(&self, item: &HistoryItem) -> Option<Self> {
-        let finished_at = item.delivery.finished_at?;
-        Some(Self { after: Some((finished_at, item.delivery.id)), ..self.clone() })
+    /// The walk behind a place.
+    pub(crate) fn after(&self, place: (Timestamp, DeliveryId)) -> Self {
+        Self { after: Some(place), ..self.clone() }
     }
 
     /// The question for lookup; `None` where the rest of the list is older than what it keeps.

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Duration, SecondsFormat, Utc};
 use contracts::{
     DeliveryId,
-    api::{DeliveryView, HistoryItem, Page},
+    api::{DeliveryView, HistoryItem, HistoryPage},
     events::DeliveryRecord,
 };
 use reqwest::Method;
@@ -23,7 +23,9 @@ fn item(stage: &Stage, days_ago: i64, source: &str) -> HistoryItem {
 }
 
 fn page(items: &[HistoryItem], more: bool) -> Value {
-    serde_json::to_value(Page { items: items.to_vec(), next_cursor: more.then(|| "theirs".to_owned()) }).unwrap()
+    let last = items.last().filter(|_| more);
+    let next = last.map(|item| (item.delivery.finished_at.unwrap(), item.delivery.id));
+    serde_json::to_value(HistoryPage { items: items.to_vec(), next }).unwrap()
 }
 
 fn rfc3339(at: DateTime<Utc>) -> String {
@@ -57,6 +59,25 @@ async fn the_walk_goes_through_lookup_and_on_into_the_lake() {
     let after = &stage.peer("history").calls()[1].body["after"];
     assert_eq!(after, &json!([old.delivery.finished_at, old.delivery.id]));
     assert_eq!(stage.peer("history").calls()[1].body["from"], json!(from), "the cursor knows the range");
+}
+
+#[tokio::test]
+async fn where_the_lake_has_looked_for_long_enough_a_page_ends_though_it_is_empty() {
+    let stage = Stage::new().await;
+    let now = stage.world.clock.now();
+    let old = item(&stage, 300, "lake");
+    let place = (now - Duration::days(200), old.delivery.id);
+    let empty = HistoryPage { items: Vec::new(), next: Some(place) };
+    stage.peer("lookup").on("POST /queries/history", 200, page(&[], false));
+    stage.peer("history").on("POST /queries/history", 200, serde_json::to_value(empty).unwrap());
+    let from = rfc3339(now - Duration::days(900));
+    let (status, first) = json_of(stage.alice(Method::GET, &format!("/api/history?from={from}"))).await;
+    assert_eq!((status, &first["items"]), (200, &json!([])));
+    stage.peer("history").on("POST /queries/history", 200, page(std::slice::from_ref(&old), false));
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let (_, second) = json_of(stage.alice(Method::GET, &format!("/api/history?cursor={cursor}"))).await;
+    assert_eq!((&second["items"][0]["id"], &second["next_cursor"]), (&json!(old.delivery.id), &Value::Null));
+    assert_eq!(stage.peer("history").calls()[1].body["after"], json!(place));
 }
 
 #[tokio::test]

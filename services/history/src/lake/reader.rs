@@ -11,7 +11,7 @@ use arrow::{
     datatypes::TimestampMicrosecondType,
     error::ArrowError,
 };
-use chrono::NaiveDate;
+use chrono::{NaiveDate, NaiveTime};
 use contracts::{CustomerId, DeliveryId, Timestamp, api::HistoryQuery, events::DeliveryRecord};
 use futures::{StreamExt, TryStreamExt, stream};
 use parquet::arrow::arrow_reader::{ArrowPredicateFn, RowFilter};
@@ -28,6 +28,9 @@ use crate::domain::{Key, date_of, first_possible_date};
 
 /// How old the list of files may be for an answer: other replicas' commits are seen after it.
 const MAX_STALENESS: Duration = Duration::from_secs(1);
+/// Files that a page may open before it ends with what it has: some hundred milliseconds of an object store, so that a
+/// customer of few deliveries hears from years of them page by page, and not too late.
+const MAX_FILES: usize = 128;
 /// Files read at once for one query: hides the latency of an object store, and bounds memory.
 const CONCURRENT_FILES: usize = 4;
 
@@ -44,37 +47,43 @@ struct Match {
 pub(crate) struct Found {
     /// Newest first.
     pub(crate) records: Vec<DeliveryRecord>,
-    /// Whether there are more.
-    pub(crate) more: bool,
+    /// Where to go on; none at the end.
+    pub(crate) next: Option<(Timestamp, DeliveryId)>,
 }
 
 /// Reads the deliveries table.
 pub(crate) struct Reader {
     table: Arc<Table>,
     cache: Arc<KeyCache>,
+    pub(super) max_files: usize,
 }
 
 impl Reader {
     /// A reader; `cache` is the writer's, whose newest files it shares.
     pub(crate) fn new(table: Arc<Table>, cache: Arc<KeyCache>) -> Self {
-        Self { table, cache }
+        Self { table, cache, max_files: MAX_FILES }
     }
 
-    /// One customer's finished deliveries, newest first by finish and id.
+    /// One customer's finished deliveries, newest first by finish and id. Reads whole dates, the first at least.
     pub(crate) async fn history(&self, query: &HistoryQuery) -> Result<Found, LakeError> {
         let latest = query.after.map_or(query.to, |(at, _)| at.min(query.to));
         let view = self.table.recent_view(MAX_STALENESS).await?;
         let mut found: Vec<Match> = Vec::new();
+        let (mut opened, mut next) = (0, None);
         for date in view.dates(date_of(query.from), date_of(latest)).into_iter().rev() {
-            self.match_date(query, view.of_date(date), &mut found).await?;
+            if opened >= self.max_files {
+                next = end_of(date).filter(|(end, _)| *end >= query.from);
+                break;
+            }
+            opened += self.match_date(query, view.of_date(date), &mut found).await?;
             // Older dates hold older deliveries.
             if found.len() > query.limit {
+                found.truncate(query.limit);
+                next = found.last().map(|last| (last.finished_at, DeliveryId(last.id)));
                 break;
             }
         }
-        let more = found.len() > query.limit;
-        found.truncate(query.limit);
-        Ok(Found { records: self.read_matches(&found).await?, more })
+        Ok(Found { records: self.read_matches(&found).await?, next })
     }
 
     /// One finished delivery.
@@ -122,13 +131,13 @@ impl Reader {
         Ok(ids.iter().copied().filter(|id| held.contains(&id.0)).collect())
     }
 
-    /// Adds a date's matches to the newest `limit` + 1 found so far.
+    /// Adds a date's matches to the newest `limit` + 1 found so far; answers how many files were opened.
     async fn match_date(
         &self,
         query: &HistoryQuery,
         files: &[Arc<DataFile>],
         found: &mut Vec<Match>,
-    ) -> Result<(), LakeError> {
+    ) -> Result<usize, LakeError> {
         let customer = query.customer_id.as_str();
         let possible = |file: &&Arc<DataFile>| {
             let (stats, latest) = (&file.stats, query.after.map_or(query.to, |(at, _)| at));
@@ -139,6 +148,7 @@ impl Reader {
         };
         let mut files: Vec<Arc<DataFile>> = files.iter().filter(possible).cloned().collect();
         files.sort_by_key(|file| std::cmp::Reverse(file.stats.times.1));
+        let mut opened = 0;
         for group in files.chunks(CONCURRENT_FILES) {
             let newest = group.first().map(|file| file.stats.times.1);
             let enough = found.get(query.limit).map(|last| last.finished_at);
@@ -148,11 +158,12 @@ impl Reader {
             let reads =
                 stream::iter(group.to_vec()).map(|file| self.matches_of(file, query)).buffered(CONCURRENT_FILES);
             let matches: Vec<Vec<Match>> = reads.try_collect().await?;
+            opened += group.len();
             found.extend(matches.into_iter().flatten());
             found.sort_by_key(|one| std::cmp::Reverse((one.finished_at, one.id)));
             found.truncate(query.limit + 1);
         }
-        Ok(())
+        Ok(opened)
     }
 
     /// A file's matches: only ids and times are read.
@@ -230,6 +241,12 @@ impl Reader {
 }
 
 /// Whether a query asks for a delivery that its customer finished.
+/// What a page begins after that begins with a date's last delivery.
+fn end_of(date: NaiveDate) -> Option<(Timestamp, DeliveryId)> {
+    let midnight = date.succ_opt()?.and_time(NaiveTime::MIN).and_utc();
+    Some((midnight - chrono::Duration::microseconds(1), DeliveryId(Uuid::max())))
+}
+
 fn in_question(query: &HistoryQuery, finished_at: Timestamp, id: Uuid) -> bool {
     let after = query.after.is_none_or(|(at, last)| (finished_at, id) < (micros(at), last.0));
     finished_at >= query.from && finished_at < query.to && after

@@ -280,7 +280,7 @@ impl From<&DeliveryRecord> for DeliveryView {
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Page<T> {
-    /// At most the asked number.
+    /// At most the asked number; of what is searched for they may be fewer, even none, though there are more.
     pub items: Vec<T>,
     /// Give it back as `cursor` for the next page; null on the last one.
     pub next_cursor: Option<String>,
@@ -359,6 +359,16 @@ pub struct HistoryQuery {
     pub after: Option<(DateTime<Utc>, DeliveryId)>,
     /// At most this many.
     pub limit: usize,
+}
+
+/// A page of finished deliveries, between gateway and lookup or history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HistoryPage {
+    /// Newest first.
+    pub items: Vec<HistoryItem>,
+    /// The `after` of the next page; none on the last one. A page may have fewer items than were asked for, even none, and
+    /// a next one all the same.
+    pub next: Option<(DateTime<Utc>, DeliveryId)>,
 }
 
 /// The region where nothing else is configured.

@@ -12,6 +12,7 @@ use crate::{
 
 on_each_store! {
     pages_follow_each_other_newest_first_without_gap_or_overlap,
+    what_takes_too_many_files_is_told_a_date_at_a_time,
     a_range_of_times_begins_with_from_and_ends_before_to,
     one_delivery_is_found_whole,
     a_delivery_that_took_over_midnight_is_found,
@@ -64,10 +65,34 @@ async fn pages_follow_each_other_newest_first_without_gap_or_overlap(bench: Benc
             let page = reader.history(&query).await.unwrap();
             assert!(page.records.len() <= limit);
             listed.extend(page.records.iter().map(|record| record.delivery_id));
-            let Some(last) = page.records.last().filter(|_| page.more) else { break };
-            query.after = Some((last.finished_at.unwrap(), last.delivery_id));
+            query.after = page.next;
+            if page.next.is_none() {
+                break;
+            }
         }
         assert_eq!(listed, expected(&all, &query), "in pages of {limit}");
+    }
+}
+
+async fn what_takes_too_many_files_is_told_a_date_at_a_time(bench: Bench) {
+    let (table, all) = filled(&bench).await;
+    let mut reader = Reader::new(table, forgetful());
+    reader.max_files = 1;
+    // Of each who has deliveries on each of the three days, and of one who is in the range of every file and has none.
+    for customer in ["alice", "bob", "bobby", "carol"] {
+        let mut query = query(customer, 1_000);
+        let (mut listed, mut pages) = (Vec::new(), Vec::new());
+        loop {
+            let page = reader.history(&query).await.unwrap();
+            pages.push(page.records.len());
+            listed.extend(page.records.iter().map(|record| record.delivery_id));
+            query.after = page.next;
+            if page.next.is_none() {
+                break;
+            }
+        }
+        assert_eq!(listed, expected(&all, &query), "{customer}");
+        assert_eq!(pages.len(), 3, "{customer}: {pages:?}");
     }
 }
 
