@@ -1,6 +1,7 @@
 """The services as processes of their own on the real stores: started, killed, stopped; used by the other scripts here."""
 
 import atexit
+import contextlib
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ POLL_SECONDS = 0.1
 SETTLE_POLL_SECONDS = 0.3
 QUIET_IN_A_ROW = 4
 # What a program needs of the environment; nothing of the caller's configuration reaches a service unasked.
-KEPT_VARIABLES = ("PATH", "HOME", "TMPDIR", "RUST_BACKTRACE")
+KEPT_VARIABLES = ("PATH", "HOME", "TMPDIR", "RUST_BACKTRACE", "LOG")
 # The services in the order of their start, with their replicas.
 REPLICAS = {"package": 2, "fleet": 1, "tracking": 2, "history": 2, "lookup": 1, "delivery": 2, "gateway": 1}
 
@@ -32,10 +33,13 @@ class Failure(Exception):
     """What went wrong, for people."""
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has, each another: all are taken before the first is given back."""
+    with contextlib.ExitStack() as taken:
+        sockets = [taken.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 def needed(name: str) -> str:
@@ -69,9 +73,8 @@ def fresh_stores(cluster: bool) -> dict[str, str]:
 class Service:
     """One replica of one service."""
 
-    def __init__(self, system: "System", name: str, number: int):
-        self.system, self.name, self.number = system, name, number
-        self.port = free_port()
+    def __init__(self, system: "System", name: str, number: int, port: int):
+        self.system, self.name, self.number, self.port = system, name, number, port
         self.process: subprocess.Popen | None = None
 
     @property
@@ -138,7 +141,8 @@ class System:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stores = fresh_stores(cluster)
         counts = replicas or REPLICAS
-        self.services = [Service(self, name, number + 1) for name, count in counts.items() for number in range(count)]
+        names = [(name, number + 1) for name, count in counts.items() for number in range(count)]
+        self.services = [Service(self, *name, port) for name, port in zip(names, free_ports(len(names)))]
         atexit.register(self.kill)
         # Makes the signing key that all services share.
         self.token("nobody", "customer")
@@ -157,7 +161,6 @@ class System:
             "DEV_ISSUER_KEY": str(self.folder / "dev-issuer.key"),
             "DEV_ISSUER": "true",
             "PEERS": peers,
-            "LOG": os.environ.get("LOG", "warn"),
         }
         kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         objects = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "AZURE_"))}

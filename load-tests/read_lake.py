@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Reads the lake with the Delta readers that others use, and compares it with a ledger of accepted deliveries.
 
     pip install -r load-tests/requirements.txt

@@ -29,8 +29,9 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
 /// After the simulator has ended, how long the lake and the lookup store may take to have everything.
 const SETTLE_DEADLINE: chrono::Duration = chrono::Duration::seconds(60);
 
-/// How often that is asked.
+/// How often that is asked, and how often in a row it must be so.
 const SETTLE_POLL: Duration = Duration::from_millis(250);
+const SETTLED_POLLS: usize = 4;
 
 /// A drone-delivery back end in one process: every service over loopback HTTP, on embedded stores in one folder, with
 /// simulated drones and customers.
@@ -211,7 +212,12 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         let counts = Arc::new(simulator::Progress::default());
         let summary = simulator::run(config, clock.clone(), shutdown.child_token(), counts).await?;
         tokio::select! {
-            () = settle(&delivery, &*log, &*clock) => Ok(Some(summary)),
+            settled = settle(&delivery, &*log, &*clock) => {
+                if let Err(left) = settled {
+                    note(&left);
+                }
+                Ok(Some(summary))
+            }
             // Asked to stop, or a service has failed: nothing will settle, and its error says more than a summary.
             () = shutdown.cancelled() => Ok(None),
         }
@@ -246,15 +252,26 @@ fn peer_of(system: &System, name: &'static str, clock: Arc<dyn Clock>) -> anyhow
     chassis::Peer::new(name, url, "all-in-one", system.issuer.clone(), clock)
 }
 
-/// Waits until every delivery is over and every consumer has caught up, within a bound.
-async fn settle(delivery: &chassis::Peer, log: &dyn messaging::EventLog, clock: &dyn Clock) {
+/// Waits until every delivery is over and every consumer has caught up, within a bound; or else says what is left.
+async fn settle(delivery: &chassis::Peer, log: &dyn messaging::EventLog, clock: &dyn Clock) -> Result<(), String> {
     let deadline = clock.now() + SETTLE_DEADLINE;
     let mut quiet_polls = 0;
-    while clock.now() < deadline && quiet_polls < 4 {
+    loop {
         let open = Sagas::ask(delivery).await.map(|sagas| sagas.open);
         let lag = total_lag(log).await;
         // More than once, since between an outbox and the log an event is in neither count.
         quiet_polls = if open == Some(0) && lag == Some(0) { quiet_polls + 1 } else { 0 };
+        if quiet_polls >= SETTLED_POLLS {
+            return Ok(());
+        }
+        if clock.now() >= deadline {
+            let count = |count: Option<u64>| count.map_or("?".to_owned(), |count| count.to_string());
+            return Err(format!(
+                "not all is at rest: {} deliveries open, {} events not handled yet; they go on at the next start",
+                count(open),
+                count(lag)
+            ));
+        }
         clock.sleep(SETTLE_POLL).await;
     }
 }

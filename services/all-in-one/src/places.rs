@@ -36,9 +36,10 @@ impl Places {
         for (part, place) in &self.0 {
             if let Some(before) = kept.get(part).filter(|before| *before != place) {
                 bail!(
-                    "{part} of this data folder's system is {before}, and another one is named now, without what is \
-                     under way in the first. Name that one, or give --data-dir another folder. If it is the same by \
-                     another name, or if the data have moved, remove {FILE} from the folder"
+                    "{part} of this data folder's system is {before}, and now it would be {place}, without what is under \
+                     way in the first. Name that one (TRACKING_STORE and the like, see --help), or give --data-dir \
+                     another folder. If it is the same by another name, or if the data have moved, remove {FILE} from \
+                     the folder"
                 );
             }
         }

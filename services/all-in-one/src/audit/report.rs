@@ -57,6 +57,12 @@ impl fmt::Display for Report {
             }
         }
         writeln!(f)?;
+        if !self.is_clean() {
+            writeln!(
+                f,
+                "What was under way when the system stopped counts as broken: start it, and let everything end."
+            )?;
+        }
         f.write_str(if self.is_clean() { "clean" } else { "BROKEN" })
     }
 }
