@@ -240,13 +240,13 @@ impl Reader {
     }
 }
 
-/// Whether a query asks for a delivery that its customer finished.
 /// What a page begins after that begins with a date's last delivery.
 fn end_of(date: NaiveDate) -> Option<(Timestamp, DeliveryId)> {
     let midnight = date.succ_opt()?.and_time(NaiveTime::MIN).and_utc();
     Some((midnight - chrono::Duration::microseconds(1), DeliveryId(Uuid::max())))
 }
 
+/// Whether a query asks for a delivery that its customer finished.
 fn in_question(query: &HistoryQuery, finished_at: Timestamp, id: Uuid) -> bool {
     let after = query.after.is_none_or(|(at, last)| (finished_at, id) < (micros(at), last.0));
     finished_at >= query.from && finished_at < query.to && after

@@ -59,18 +59,23 @@ async fn pages_follow_each_other_newest_first_without_gap_or_overlap(bench: Benc
     let (table, all) = filled(&bench).await;
     let reader = Reader::new(table, forgetful());
     for limit in [7, 20, 100] {
-        let mut query = query("bob", limit);
-        let mut listed = Vec::new();
-        loop {
-            let page = reader.history(&query).await.unwrap();
-            assert!(page.records.len() <= limit);
-            listed.extend(page.records.iter().map(|record| record.delivery_id));
-            query.after = page.next;
-            if page.next.is_none() {
-                break;
-            }
+        let query = query("bob", limit);
+        let pages = pages(&reader, &query).await;
+        assert!(pages.iter().all(|page| page.len() <= limit));
+        assert_eq!(pages.concat(), expected(&all, &query), "in pages of {limit}");
+    }
+}
+
+/// What each page lists, to the end.
+async fn pages(reader: &Reader, query: &HistoryQuery) -> Vec<Vec<DeliveryId>> {
+    let (mut query, mut pages) = (query.clone(), Vec::new());
+    loop {
+        let page = reader.history(&query).await.unwrap();
+        pages.push(page.records.iter().map(|record| record.delivery_id).collect());
+        query.after = page.next;
+        if page.next.is_none() {
+            return pages;
         }
-        assert_eq!(listed, expected(&all, &query), "in pages of {limit}");
     }
 }
 
@@ -78,20 +83,11 @@ async fn what_takes_too_many_files_is_told_a_date_at_a_time(bench: Bench) {
     let (table, all) = filled(&bench).await;
     let mut reader = Reader::new(table, forgetful());
     reader.max_files = 1;
-    // Of each who has deliveries on each of the three days, and of one who is in the range of every file and has none.
+    // Those who have deliveries on each of the three days, and one whom every file may have, and none has.
     for customer in ["alice", "bob", "bobby", "carol"] {
-        let mut query = query(customer, 1_000);
-        let (mut listed, mut pages) = (Vec::new(), Vec::new());
-        loop {
-            let page = reader.history(&query).await.unwrap();
-            pages.push(page.records.len());
-            listed.extend(page.records.iter().map(|record| record.delivery_id));
-            query.after = page.next;
-            if page.next.is_none() {
-                break;
-            }
-        }
-        assert_eq!(listed, expected(&all, &query), "{customer}");
+        let query = query(customer, 1_000);
+        let pages = pages(&reader, &query).await;
+        assert_eq!(pages.concat(), expected(&all, &query), "{customer}");
         assert_eq!(pages.len(), 3, "{customer}: {pages:?}");
     }
 }
